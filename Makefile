@@ -1,0 +1,39 @@
+# Every target makes .venv by itself when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test slow crash mutate golden check clean
+.DEFAULT_GOAL := test
+
+$(BIN)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps timm torchvision  # for tests: the torch stays, no downloader
+	touch $@
+
+demo: $(BIN)/.ready  ## does it help? five methods, three seeds; one thread, so that any machine prints the same
+	OMP_NUM_THREADS=1 $(BIN)/teacherless compare --data digits --student small-cnn --epochs 30 --seeds 3 --out runs/demo
+
+test: $(BIN)/.ready  ## the tests, with coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow' --cov --cov-report=term:skip-covered
+
+slow: $(BIN)/.ready  ## every recipe run small, and runs that are killed and resumed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+crash: $(BIN)/.ready  ## 50 runs killed at random moments, resumed, compared bit for bit: a few minutes
+	TEACHERLESS_CRASHES=50 $(BIN)/python -m pytest -s tests/test_crash.py
+
+mutate: $(BIN)/.ready  ## the losses and methods broken in a hundred ways, each to be noticed: some minutes
+	$(BIN)/python tests/mutate.py
+
+golden: $(BIN)/.ready  ## rewrite the golden loss curves, and say which changed
+	$(BIN)/python tests/test_golden.py
+
+check: $(BIN)/.ready  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs dist

@@ -1,0 +1,89 @@
+"""Train better classifiers without a teacher.
+
+The public names are imported when they are first used, so that `import teacherless` needs no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from teacherless.errors import Diverged as Diverged
+    from teacherless.errors import InputError as InputError
+    from teacherless.evaluate import evaluate as evaluate
+    from teacherless.method import Batch as Batch
+    from teacherless.method import Method as Method
+    from teacherless.method import Output as Output
+    from teacherless.method import Progress as Progress
+    from teacherless.method import Wants as Wants
+    from teacherless.methods import METHODS as METHODS
+    from teacherless.methods.byot import BYOT as BYOT
+    from teacherless.methods.cs_kd import CSKD as CSKD
+    from teacherless.methods.ddgsd import DDGSD as DDGSD
+    from teacherless.methods.dml import DML as DML
+    from teacherless.methods.fitnets import FitNets as FitNets
+    from teacherless.methods.frskd import FRSKD as FRSKD
+    from teacherless.methods.kd import KD as KD
+    from teacherless.methods.label_smoothing import LabelSmoothing as LabelSmoothing
+    from teacherless.methods.one import ONE as ONE
+    from teacherless.methods.plain import Plain as Plain
+    from teacherless.methods.ps_kd import PSKD as PSKD
+    from teacherless.methods.tf_kd import TFKD as TFKD
+    from teacherless.models import create as create
+    from teacherless.models.adapted import adapt as adapt
+    from teacherless.models.files import load_student as load_student
+    from teacherless.models.files import save_student as save_student
+    from teacherless.train import train as train
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "errors": ["Diverged", "InputError"],
+    "evaluate": ["evaluate"],
+    "method": ["Batch", "Method", "Output", "Progress", "Wants"],
+    "methods": [
+        "METHODS",
+        "BYOT",
+        "CSKD",
+        "DDGSD",
+        "DML",
+        "FRSKD",
+        "FitNets",
+        "KD",
+        "LabelSmoothing",
+        "ONE",
+        "PSKD",
+        "Plain",
+        "TFKD",
+    ],
+    "models": ["create"],
+    "models.adapted": ["adapt"],
+    "models.files": ["load_student", "save_student"],
+    "train": ["train"],
+}
+_NAMES = {name: module for module, names in _HOME.items() for name in names}
+__all__ = sorted(_NAMES)
+
+
+class _Package(ModuleType):
+    """`train` and `evaluate` are functions here and files too; importing the file must not hide the function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _NAMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr(import_module(f"teacherless.{_NAMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in ("losses", "models", "data"):
+        return import_module(f"teacherless.{name}")
+    raise AttributeError(f"module 'teacherless' has no attribute {name!r}")

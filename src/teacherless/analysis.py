@@ -1,0 +1,473 @@
+"""Why it helps: pure functions from predictions, features and weights to tables.
+
+A table is a `TypedDict` of numbers and lists that JSON can hold (None where a number does not exist), and `plots` has a
+figure for each. Logits are `[N, C]`, the same N samples in the same order for every network. Everything is computed in
+float64; whatever is random takes a seed and leaves torch's generator alone.
+
+    N samples   C classes   K networks (peers, branches, independent ones)   D features
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from teacherless import losses
+from teacherless.errors import InputError
+from teacherless.evaluate import BINS, evaluating, metrics, which_bin
+from teacherless.method import Batch
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """softmax, in float64. `[..., C] -> [..., C]`."""
+    return losses.log_probs(logits.double()).exp()
+
+
+def mean_probability(logits: Tensor) -> Tensor:
+    """The ensemble that averages probabilities, as logits. `[K, N, C] -> [N, C]`."""
+    return losses.log_probs(logits.double()).logsumexp(0) - math.log(len(logits))
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """-Σ_c p_c log p_c, in nats. `[..., C] -> [...]`."""
+    nats: Tensor = torch.special.entr(probs).sum(-1)
+    return nats
+
+
+class Posterior(TypedDict):
+    """How sure a network is (Zhang et al. 2018, Figure 3c and section 4.6)."""
+
+    entropy: float  # nats, mean over samples
+    top5: list[float]  # mean posterior of the class ranked 1st, 2nd, …
+
+
+def posterior(logits: Tensor) -> Posterior:
+    """Mean entropy, and the mean posterior of the five best-ranked classes (of all, where there are fewer)."""
+    p = probabilities(logits)
+    top = p.topk(min(5, p.shape[-1])).values
+    return {"entropy": float(entropy(p).mean()), "top5": top.mean(0).tolist()}
+
+
+class Peers(TypedDict):
+    """How alike networks are, and what their ensemble gains from being different."""
+
+    names: list[str]
+    agreement: list[list[float]]  # [K][K], percent of samples with the same prediction, right or wrong
+    error_correlation: list[list[float | None]]  # [K][K], Pearson, of being wrong; None where one errs never or always
+    top1: list[float]  # [K], percent
+    ensemble: float  # top-1 of the mean probability, percent
+    gain: float  # the ensemble's top-1 minus the mean of the networks', points
+
+
+def peers(logits: Mapping[str, Tensor], labels: Tensor) -> Peers:
+    """Agreement, error correlation and ensemble gain of networks that predict the same samples."""
+    each = torch.stack([z.double() for z in logits.values()])  # [K, N, C]
+    guess = each.argmax(-1)  # [K, N]
+    wrong = (guess != labels).double()
+    centred = wrong - wrong.mean(1, keepdim=True)
+    norm = centred.norm(dim=1)
+    correlation = (centred @ centred.T) / (norm[:, None] * norm)  # 0/0 is NaN
+    top1 = (100 * (1 - wrong.mean(1))).tolist()
+    ensemble = 100 * float((mean_probability(each).argmax(-1) == labels).double().mean())
+    return {
+        "names": list(logits),
+        "agreement": (100 * (guess[:, None] == guess).double().mean(-1)).tolist(),
+        "error_correlation": [[_finite(v) for v in row] for row in correlation.tolist()],
+        "top1": top1,
+        "ensemble": ensemble,
+        "gain": ensemble - sum(top1) / len(top1),
+    }
+
+
+class Variance(TypedDict):
+    """How much networks' predictions vary around their mean (Lan et al. 2018, section 4.6)."""
+
+    networks: int
+    variance: float  # Σ_c Var_k(p_kc), unbiased, mean over samples: half the mean squared distance of two networks
+
+
+def variance(logits: Tensor) -> Variance:
+    """Of K networks or branches, `[K, N, C]`. Raises: InputError for fewer than two."""
+    _at_least_two("variance", logits)
+    return {"networks": len(logits), "variance": float(probabilities(logits).var(0).sum(-1).mean())}
+
+
+class Gates(TypedDict):
+    """Whom ONE's gate listens to."""
+
+    mean: list[float]  # [m], over samples
+    quantiles: list[list[float]]  # [m][5]: 5, 25, 50, 75, 95 % of the samples
+    per_class: list[list[float | None]]  # [C][m], mean over the samples of a class; None for a class without any
+    entropy: float  # nats, mean; log m where all branches always count alike
+
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def gates(weights: Tensor, labels: Tensor, classes: int) -> Gates:
+    """Of gate weights `[N, m]`, each row a distribution, and the samples' labels `[N]`."""
+    w = weights.double()
+    at = torch.tensor(QUANTILES, dtype=torch.float64, device=w.device)
+    by_class = [w[labels == c].mean(0).tolist() for c in range(classes)]
+    return {
+        "mean": w.mean(0).tolist(),
+        "quantiles": w.quantile(at, dim=0).T.tolist(),
+        "per_class": [[_finite(v) for v in row] for row in by_class],
+        "entropy": float(entropy(w).mean()),
+    }
+
+
+class Consistency(TypedDict):
+    """How much alike a network treats two distortions of an image (Xu & Liu 2019)."""
+
+    agreement: float  # percent of images with the same prediction
+    kl: float  # nats: mean of both directions
+    cosine: float | None  # of the features, mean
+    distance: float | None  # squared, of the features of two views, over that of two different images
+
+
+def consistency(
+    a: Tensor, b: Tensor, features_a: Tensor | None = None, features_b: Tensor | None = None
+) -> Consistency:
+    """Of the logits `[N, C]`, and where given the features `[N, D]`, of two views of the same N >= 2 images."""
+    both = (losses.kl(a.double(), b.double()) + losses.kl(b.double(), a.double())) / 2
+    found: Consistency = {
+        "agreement": 100 * float((a.argmax(-1) == b.argmax(-1)).double().mean()),
+        "kl": float(both.mean()),
+        "cosine": None,
+        "distance": None,
+    }
+    if features_a is not None and features_b is not None:
+        f, g = features_a.double().flatten(1), features_b.double().flatten(1)
+        n, same = len(f), (f - g).square().sum(1).mean()
+        # Over all pairs (i, j), E‖f_i - g_j‖² = E‖f‖² + E‖g‖² - 2 <mean f, mean g>; the n pairs i = j are taken out.
+        pairs = f.square().sum(1).mean() + g.square().sum(1).mean() - 2 * f.mean(0) @ g.mean(0)
+        found["cosine"] = _finite(float(nn.functional.cosine_similarity(f, g).mean()))
+        found["distance"] = _finite(float(same / ((n * pairs - same) / (n - 1))))
+    return found
+
+
+def cka(a: Tensor, b: Tensor) -> float | None:
+    """Linear centred kernel alignment (Kornblith et al. 2019, eq. 3): 1 for features alike up to rotation and scale.
+
+    Args:
+        a, b: `[N, D]`, of the same samples; the two D may differ.
+
+    Returns: in [0, 1]; None where one of them is constant.
+    """
+    a, b = (x.double().flatten(1) - x.double().flatten(1).mean(0) for x in (a, b))
+    scale = (a.T @ a).norm() * (b.T @ b).norm()
+    return float((a.T @ b).square().sum() / scale) if scale > 0 else None
+
+
+class Similarity(TypedDict):
+    """CKA of every pair of networks: how alike their features are."""
+
+    names: list[str]
+    cka: list[list[float | None]]  # [K][K]
+
+
+def similarity(features: Mapping[str, Tensor]) -> Similarity:
+    """Of features `[N, D]`, the same samples for every network."""
+    return {"names": list(features), "cka": [[cka(a, b) for b in features.values()] for a in features.values()]}
+
+
+class Picture(TypedDict):
+    """Features in the plane."""
+
+    kind: Literal["PCA", "t-SNE"]
+    points: list[list[float]]  # [N][2]
+    labels: list[int]  # [N]
+    explained: list[float] | None  # PCA: the share of the variance on each axis
+
+
+def pca(features: Tensor, labels: Tensor) -> Picture:
+    """The two principal components of `[N, D]`; signs are such that each axis' largest weight is positive."""
+    x = features.double().flatten(1)
+    _, scale, axes = torch.linalg.svd(x - x.mean(0), full_matrices=False)  # [min(N, D)], [min(N, D), D]
+    axes = axes[:2] * axes[:2].gather(1, axes[:2].abs().argmax(1, keepdim=True)).sign()
+    points = nn.functional.pad((x - x.mean(0)) @ axes.T, (0, 2 - len(axes)))
+    share = scale.square() / scale.square().sum().clamp_min(torch.finfo(torch.float64).tiny)
+    explained = [*share[:2].tolist(), 0.0][:2]
+    return {"kind": "PCA", "points": points.tolist(), "labels": labels.tolist(), "explained": explained}
+
+
+def tsne(features: Tensor, labels: Tensor, *, seed: int = 0) -> Picture:
+    """t-SNE (van der Maaten & Hinton 2008) of `[N, D]`, N >= 4; perplexity 30, or less where there are few samples."""
+    from sklearn.manifold import TSNE
+
+    x = features.double().flatten(1).cpu().numpy()
+    perplexity = min(30.0, (len(x) - 1) / 3)
+    points = TSNE(perplexity=perplexity, init="pca" if x.shape[1] > 1 else "random", random_state=seed).fit_transform(x)
+    return {"kind": "t-SNE", "points": points.tolist(), "labels": labels.tolist(), "explained": None}
+
+
+class Bin(TypedDict):
+    """One bar of a reliability diagram."""
+
+    low: float  # confidence, exclusive
+    high: float  # inclusive
+    count: int
+    confidence: float | None  # mean in the bin; None where it is empty
+    accuracy: float | None  # in [0, 1]
+
+
+def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> list[Bin]:
+    """Accuracy against confidence. Σ count/N |accuracy - confidence| is `evaluate.calibration_error`."""
+    confidence, guess = losses.log_probs(logits).double().exp().max(1)  # as evaluation does, so that no edge differs
+    where, right = which_bin(confidence, bins), (guess == labels).double()
+    table: list[Bin] = []
+    for i in range(bins):
+        inside = where == i
+        means = [_finite(float(values[inside].mean())) for values in (confidence, right)]
+        table.append({"low": i / bins, "high": (i + 1) / bins, "count": int(inside.sum()),
+                      "confidence": means[0], "accuracy": means[1]})  # fmt: skip
+    return table
+
+
+def class_accuracy(logits: Tensor, labels: Tensor) -> list[float | None]:
+    """Top-1 of each class's samples, percent; None for a class without any. `[N, C], [N] -> [C]`."""
+    right = (logits.argmax(-1) == labels).double()
+    return [_finite(100 * float(right[labels == c].mean())) for c in range(logits.shape[-1])]
+
+
+class ClassGain(TypedDict):
+    """Which classes a method helps."""
+
+    gain: list[float | None]  # [C], points of the class's accuracy over plain's, mean over seeds
+    std: list[float | None]  # over seeds, ddof 1; None at one seed
+
+
+def class_gain(method: Sequence[Sequence[float | None]], plain: Sequence[Sequence[float | None]]) -> ClassGain:
+    """Of `class_accuracy` of one network per seed, the method's and plain's, paired by seed: `[seeds][C]` each."""
+    difference = torch.tensor(
+        [[math.nan if a is None or b is None else a - b for a, b in zip(*pair, strict=True)]
+         for pair in zip(method, plain, strict=True)], dtype=torch.float64)  # fmt: skip
+    std = difference.std(0) if len(difference) > 1 else torch.full_like(difference[0], math.nan)
+    return {"gain": [_finite(v) for v in difference.mean(0).tolist()], "std": [_finite(v) for v in std.tolist()]}
+
+
+class Cohort(TypedDict):
+    """K networks trained together, or K independent ones."""
+
+    kind: str  # "dml", "independent", …
+    top1: list[float]  # [K], percent
+    ensemble: float | None  # top-1 of their ensemble, percent
+    entropy: float | None  # nats, of one network's predictions on test, mean over the networks
+    train_entropy: float | None  # the same on training samples
+
+
+class CohortRow(TypedDict):
+    """Cohorts of one kind and size (Zhang et al. 2018, Figure 2)."""
+
+    kind: str
+    size: int
+    cohorts: int
+    single: float  # percent, mean over all networks of all cohorts
+    single_std: float | None  # over those networks, ddof 1
+    ensemble: float | None  # percent, mean over cohorts
+    ensemble_std: float | None
+    entropy: float | None  # nats, of one network on test
+    train_entropy: float | None
+
+
+def cohort_size(cohorts: Iterable[Cohort]) -> list[CohortRow]:
+    """One row per kind and K, in that order."""
+    groups: dict[tuple[str, int], list[Cohort]] = {}
+    for cohort in cohorts:
+        groups.setdefault((cohort["kind"], len(cohort["top1"])), []).append(cohort)
+    rows: list[CohortRow] = []
+    for (kind, size), group in sorted(groups.items()):
+        single, single_std = _moments([value for cohort in group for value in cohort["top1"]])
+        assert single is not None
+        ensemble, ensemble_std = _moments([c["ensemble"] for c in group if c["ensemble"] is not None])
+        unsure = [_moments([v for v in (c[key] for c in group) if v is not None])[0]
+                  for key in ("entropy", "train_entropy")]  # fmt: skip
+        rows.append({"kind": kind, "size": size, "cohorts": len(group), "single": single, "single_std": single_std,
+                     "ensemble": ensemble, "ensemble_std": ensemble_std, "entropy": unsure[0],
+                     "train_entropy": unsure[1]})  # fmt: skip
+    return rows
+
+
+class Targets(TypedDict):
+    """DML against DML_e on one cohort's predictions (Zhang et al. 2018, eq. of DML_e and Figure 4)."""
+
+    gradient_difference: float  # largest, of the loss with respect to the logits; relative to the largest gradient
+    loss_dml: float  # CE + mean KL from each other peer, mean over peers and samples, nats
+    loss_dml_e: float  # CE + KL from the mean of the others
+    gap: float  # the mean of KL(p_l ‖ mean of the others): what the two losses differ by, and no student can change
+    peer_entropy: float  # nats: of a single peer's prediction, DML's targets one by one
+    target_entropy: float  # nats: of the mean of the others, DML_e's target. Never below `peer_entropy`
+    target_true: float  # the target's mean posterior of the true class, the same for both
+
+
+def dml_targets(logits: Tensor, labels: Tensor) -> Targets:
+    """Targets and gradients of peers' logits `[K, N, C]`, peers held constant, straight from the definitions.
+
+    Raises: InputError for fewer than two peers.
+    """
+    _at_least_two("DML against DML_e", logits)
+    own = logits.double().detach().requires_grad_()
+    p = probabilities(own.detach())
+    others = [[j for j in range(len(p)) if j != k] for k in range(len(p))]
+    target = torch.stack([p[rest].mean(0) for rest in others])  # [K, N, C]
+    ce = losses.ce(own, labels)  # [K, N]
+    each = torch.stack([losses.kl(own[k], own.detach()[rest]).mean(0) for k, rest in enumerate(others)])
+    one = losses.kl(own, torch.stack([mean_probability(own.detach()[rest]) for rest in others]))
+    dml, dml_e = (ce + each).mean(), (ce + one).mean()
+    g, g_e = (torch.autograd.grad(loss, own, retain_graph=True)[0] for loss in (dml, dml_e))
+    return {
+        "gradient_difference": float((g - g_e).abs().max() / g.abs().max().clamp_min(torch.finfo(g.dtype).tiny)),
+        "loss_dml": dml.item(),
+        "loss_dml_e": dml_e.item(),
+        "gap": float((entropy(target) - torch.stack([entropy(p[rest]).mean(0) for rest in others])).mean()),
+        "peer_entropy": float(entropy(p).mean()),
+        "target_entropy": float(entropy(target).mean()),
+        "target_true": float(target[:, torch.arange(len(labels)), labels].mean()),
+    }
+
+
+Direction = Callable[[Tensor, Tensor], Tensor]  # (weight, standard normal noise of its shape) -> the step at scale 1
+
+
+def relative_noise(weight: Tensor, noise: Tensor) -> Tensor:
+    """Gaussian noise with the RMS of the tensor as its standard deviation: scale 0.1 is a tenth of a typical weight.
+
+    Zhang et al. 2018, Figure 3b, adds noise of std 0.1 to 1 to every weight without saying in which unit; it cannot be
+    absolute, since 1.0 would leave nothing of a network.
+    """
+    return noise * weight.square().mean().sqrt()
+
+
+def filter_normalised(weight: Tensor, noise: Tensor) -> Tensor:
+    """A random direction in which every filter (row) is as long as the weight's; none for vectors (Li et al. 2018).
+
+    Biases and batch-norm parameters stay as they are, as in section 4 there.
+    """
+    if weight.dim() < 2:
+        return torch.zeros_like(weight)
+    axes = tuple(range(1, weight.dim()))
+    ours, its = (torch.linalg.vector_norm(x, dim=axes, keepdim=True) for x in (weight, noise))
+    step: Tensor = noise * ours / its
+    return step
+
+
+class Flatness(TypedDict):
+    """Loss and accuracy around a minimum."""
+
+    scale: list[float]  # of the step
+    loss: list[float | None]  # nats, mean over draws; None where it is not finite
+    loss_std: list[float | None]  # over draws, ddof 1; None at one draw
+    top1: list[float]  # percent, mean over draws
+    top1_std: list[float | None]
+    start_loss: float  # unperturbed
+    start_top1: float
+
+
+@torch.no_grad()
+def flatness(
+    net: nn.Module,
+    batches: Sequence[Batch],
+    scales: Sequence[float],
+    *,
+    direction: Direction = relative_noise,
+    draws: int = 5,
+    seed: int = 0,
+) -> Flatness:
+    """Loss and accuracy where every parameter is moved by `scale · direction`, averaged over draws.
+
+    The network is not touched: moved parameters go through `functional_call`, in evaluation mode, so that batch-norm
+    statistics stay too. Each draw is one noise at all scales, and the same noise for networks of one architecture.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights = dict(net.named_parameters())
+    loss, top1 = torch.empty(2, draws, len(scales), dtype=torch.float64).unbind(0)
+    with evaluating([net]):
+        start_loss, start_top1 = _at(net, weights, batches)
+        for draw in range(draws):
+            step = {
+                name: direction(w, torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w))
+                for name, w in weights.items()
+            }
+            for i, scale in enumerate(scales):
+                moved = {name: w + scale * step[name] for name, w in weights.items()}
+                loss[draw, i], top1[draw, i] = _at(net, moved, batches)
+    spread = [x.std(0) if draws > 1 else torch.full_like(x[0], math.nan) for x in (loss, top1)]
+    return {
+        "scale": list(scales),
+        "loss": [_finite(v) for v in loss.mean(0).tolist()],
+        "loss_std": [_finite(v) for v in spread[0].tolist()],
+        "top1": top1.mean(0).tolist(),
+        "top1_std": [_finite(v) for v in spread[1].tolist()],
+        "start_loss": start_loss,
+        "start_top1": start_top1,
+    }
+
+
+def _at(net: nn.Module, weights: Mapping[str, Tensor], batches: Sequence[Batch]) -> tuple[float, float]:
+    """Cross-entropy (nats) and top-1 (percent) of `net` with these weights."""
+    logits = torch.cat([functional_call(net, dict(weights), (batch.inputs[0],)) for batch in batches])
+    found = dict(metrics(losses.full(logits), torch.cat([batch.labels for batch in batches])))
+    return found["nll"], found["top1"]
+
+
+class Curves(TypedDict):
+    """One run's epochs, each the mean over its students; None where the run did not log it."""
+
+    epoch: list[int]  # 1, 2, …
+    train_nll: list[float | None]  # nats, of the labels, whatever the method's other terms are
+    val_nll: list[float | None]
+    train_top1: list[float | None]  # percent
+    val_top1: list[float | None]
+    train_entropy: list[float | None]  # nats
+    val_entropy: list[float | None]
+
+
+def average(tables: Sequence[Any]) -> Any:
+    """Tables of one kind as one: numbers are averaged (None where one of them is), texts are the first's."""
+    first = tables[0]
+    if isinstance(first, dict):
+        return {key: average([table[key] for table in tables]) for key in first}
+    if isinstance(first, list):
+        return [average(each) for each in zip(*tables, strict=True)]
+    if isinstance(first, str):
+        return first
+    return None if None in tables else sum(tables) / len(tables)
+
+
+def curves(history: Sequence[Mapping[str, Any]]) -> Curves:
+    """From the lines of metrics.jsonl."""
+
+    def column(kind: str) -> list[float | None]:
+        each = [[v for key, v in line.items() if key.startswith(f"{kind}/") and v is not None] for line in history]
+        return [_finite(sum(values) / len(values)) if values else None for values in each]
+
+    return {
+        "epoch": list(range(1, len(history) + 1)),  # of all phases
+        "train_nll": column("train/nll"),
+        "val_nll": column("val/nll"),
+        "train_top1": column("train/top1"),
+        "val_top1": column("val/top1"),
+        "train_entropy": column("train/entropy"),
+        "val_entropy": column("val/entropy"),
+    }
+
+
+def _at_least_two(what: str, logits: Tensor) -> None:
+    if len(logits) < 2:
+        raise InputError(f"{what}: found {len(logits)} network; needs at least 2")
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _moments(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean, and standard deviation with ddof 1; None where there are too few values."""
+    x = torch.tensor(values, dtype=torch.float64)
+    return _finite(float(x.mean())), _finite(float(x.std())) if len(x) > 1 else None

@@ -1,0 +1,279 @@
+"""Save whole or not at all; resume to the same bits.
+
+A checkpoint is a folder `checkpoints/<step>/` with `tensors.safetensors`, `state.json` and `SHA256SUMS`. It is written
+under a temporary name, flushed to the disk, and renamed: a folder of that name is whole, or was damaged later, which
+the checksums show. The two newest are kept. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from teacherless.errors import InputError, Stopped
+
+FORMAT = 1
+KEEP = 2
+
+
+class State(NamedTuple):
+    """Everything that decides the future of a run."""
+
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]  # what JSON can hold
+
+
+def write(folder: Path, step: int, state: State) -> None:
+    """Save under `folder/<step>`; the previous checkpoint stays until this one is whole.
+
+    Raises: InputError if it cannot be written; what was there before is untouched.
+    """
+    final, part = folder / f"{step:010d}", folder / f".part-{os.getpid()}"
+    if final.exists() and _whole(final):  # the same step is the same state
+        return
+    files = {
+        "tensors.safetensors": save({k: v.detach().cpu().contiguous().clone() for k, v in state.tensors.items()}),
+        "state.json": json.dumps({"format": FORMAT, **state.values}).encode(),
+    }
+    sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob(".part-*"):  # of a process that was killed: we hold the lock
+            shutil.rmtree(stale)
+        part.mkdir()
+        for name, data in (*files.items(), ("SHA256SUMS", sums.encode())):
+            write_flushed(part / name, data)
+        flush_folder(part)
+        if final.exists():
+            shutil.rmtree(final)  # damaged, or it would have been whole and kept
+        part.rename(final)
+        flush_folder(folder)
+        for old in steps(folder)[KEEP:]:
+            shutil.rmtree(old)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        there = steps(folder)
+        last = f"the last whole checkpoint is {there[0]}" if there else "there is no earlier checkpoint"
+        raise InputError(f"cannot save a checkpoint in {folder}: {error.strerror}; {last}") from None
+
+
+def read(folder: Path) -> tuple[State, Path, list[str]] | None:
+    """The newest whole checkpoint, its folder, and a line about each newer one that is damaged; None if none was saved.
+
+    Raises: InputError if there are checkpoints and none is whole, or if it is of another format.
+    """
+    complaints: list[str] = []
+    for path in steps(folder):
+        try:
+            return _read_one(path), path, complaints
+        except _Damaged as error:
+            complaints.append(f"{path} is damaged: {error}")
+    if complaints:
+        raise InputError(f"no whole checkpoint: {'; '.join(complaints)}; start again in another folder")
+    return None
+
+
+def steps(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, newest first."""
+    return sorted((p for p in folder.glob("*") if re.fullmatch(r"\d{10}", p.name)), reverse=True)
+
+
+class _Damaged(Exception):
+    pass
+
+
+def _read_one(path: Path) -> State:
+    try:
+        lines = [line.split("  ") for line in (path / "SHA256SUMS").read_text().splitlines()]
+        sums = {name: digest for digest, name in lines}
+        if sums.keys() != {"tensors.safetensors", "state.json"}:
+            raise _Damaged("SHA256SUMS does not list its files")
+        files = {name: (path / name).read_bytes() for name in sums}
+    except (OSError, ValueError, TypeError) as error:
+        raise _Damaged(getattr(error, "strerror", None) or "SHA256SUMS is not readable") from None
+    for name, data in files.items():
+        if hashlib.sha256(data).hexdigest() != sums[name]:
+            raise _Damaged(f"{name} does not have its checksum")
+    values = json.loads(files["state.json"])
+    if values.get("format") != FORMAT:
+        raise InputError(f"{path}: found checkpoint format {values.get('format')}; this version reads {FORMAT}")
+    try:
+        return State(load(files["tensors.safetensors"]), values)
+    except SafetensorError as error:
+        raise _Damaged(f"tensors.safetensors: {error}") from None
+
+
+def _whole(path: Path) -> bool:
+    try:
+        _read_one(path)
+    except (_Damaged, InputError):
+        return False
+    return True
+
+
+def write_flushed(path: Path, data: bytes) -> None:
+    """Write and wait until it is on the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# Generators ----------------------------------------------------------------------------------------------------------
+
+
+def random_state() -> State:
+    """The states of Python's, NumPy's and torch's global generators."""
+    kind, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, numbers, gauss_next = random.getstate()
+    assert kind == "MT19937"
+    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+               "python": torch.tensor(numbers)}  # fmt: skip
+    if torch.cuda.is_available():
+        tensors |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return State(tensors, {"numpy": [place, has_gauss, gauss], "python": [version, gauss_next]})
+
+
+def set_random_state(state: State) -> None:
+    """The reverse of `random_state`."""
+    tensors, values = state
+    torch.set_rng_state(tensors["torch"])
+    place, has_gauss, gauss = values["numpy"]
+    np.random.set_state(("MT19937", tensors["numpy"].numpy().astype(np.uint32), place, has_gauss, gauss))
+    version, gauss_next = values["python"]
+    random.setstate((version, tuple(tensors["python"].tolist()), gauss_next))
+    for name, tensor in tensors.items():
+        if name.startswith("cuda"):
+            torch.cuda.set_rng_state(tensor, int(name.removeprefix("cuda")))
+
+
+def pack(**states: State) -> State:
+    """Several states as one; names get a prefix."""
+    tensors = {f"{name}/{key}": tensor for name, state in states.items() for key, tensor in state.tensors.items()}
+    return State(tensors, {name: state.values for name, state in states.items()})
+
+
+def unpack(state: State, name: str) -> State:
+    """One of the states that were packed."""
+    tensors = {key.removeprefix(f"{name}/"): t for key, t in state.tensors.items() if key.startswith(f"{name}/")}
+    return State(tensors, state.values[name])
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
+    """An optimizer's state dict, tensors and numbers apart."""
+    found = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for index, entries in found["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}/{name}"] = value
+            else:
+                numbers[f"{index}/{name}"] = value
+    return State(tensors, {"numbers": numbers, "groups": found["param_groups"]})
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:
+    """The reverse of `optimizer_state`."""
+    entries: dict[int, dict[str, Any]] = {}
+    for key, value in {**state.tensors, **state.values["numbers"]}.items():
+        index, name = key.split("/")
+        entries.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": entries, "param_groups": state.values["groups"]})
+    for param, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == param.shape:  # fused kernels walk both in memory's order
+                values[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
+
+
+# When to save, when to stop, who may write ---------------------------------------------------------------------------
+
+
+class Every:
+    """`10m`, `2e` or `500s`: minutes, epochs or steps. Raises: InputError for anything else."""
+
+    def __init__(self, text: str) -> None:
+        match = re.fullmatch(r"([1-9]\d*)([mes])", text)
+        if not match:
+            raise InputError(
+                f"--checkpoint-every: found {text!r}; must be like 10m (minutes), 2e (epochs) or 500s (steps)"
+            )
+        self.number, self.unit = int(match[1]), match[2]
+        self.saved = time.monotonic()
+
+    def due(self, step: int, epochs_done: int | None) -> bool:
+        """Whether to save now, after `step` steps; `epochs_done` only at the end of an epoch."""
+        if self.unit == "m":
+            due = time.monotonic() - self.saved >= 60 * self.number
+        elif self.unit == "s":
+            due = step % self.number == 0
+        else:
+            due = epochs_done is not None and epochs_done % self.number == 0
+        if due:
+            self.saved = time.monotonic()
+        return due
+
+
+class Signals:
+    """Ctrl-C and SIGTERM ask for a stop after the current step; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        if self.asked is not None:
+            raise Stopped(number, "stopped at once")
+        self.asked = number
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder; the system lets go when the process ends, however it ends.
+
+    Raises: InputError if another process holds it.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"--out: {str(folder)!r} is in use by another process") from None
+        yield

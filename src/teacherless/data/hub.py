@@ -1,0 +1,209 @@
+"""Other people's collections: `hfds/NAME` (Hugging Face datasets), `torch/NAME` (torchvision), `npz:FILE`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from teacherless.data.augment import Augment
+from teacherless.data.download import cache_dir
+from teacherless.data.found import Found, Options, as_it_is, same_classes
+from teacherless.data.meter import Meter
+from teacherless.data.splits import Resident
+from teacherless.errors import InputError, unknown
+
+LIMIT = 2**32  # bytes of images that are taken into memory
+VAL = ("validation", "valid", "val", "dev")
+
+
+def npz(path: Path, options: Options) -> Found:
+    """Arrays of a NumPy file: x_train, y_train, x_test, y_test and maybe x_val, y_val.
+
+    Images are bytes, `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`, square, with 1 or 3 channels; labels are class ids,
+    all from 0 on. Objects in the file, which would be unpickled, are refused.
+
+    Raises: InputError naming what does not fit.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not hasattr(file, "files"):
+                raise InputError(f"{path}: holds one array; must be .npz with x_train, y_train, x_test, y_test")
+            arrays = {key: file[key] for key in file.files}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file can raise anything: BadZipFile, ValueError, zlib.error, …
+        raise InputError(f"{path}: is not a readable .npz file of plain arrays ({error})") from error
+    legal = [f"{axis}_{split}" for split in ("train", "val", "test") for axis in "xy"]
+    for key in arrays:
+        if key not in legal:
+            raise unknown(f"array in {path.name}:", key, legal)
+    for key in ("x_train", "y_train"):
+        if key not in arrays:
+            raise InputError(f"{path}: lacks the array {key!r}")
+    splits = {}
+    for split in ("train", "val", "test"):
+        x, y = arrays.get(f"x_{split}"), arrays.get(f"y_{split}")
+        if (x is None) != (y is None):
+            raise InputError(f"{path}: lacks the array {('x_' if x is None else 'y_') + split!r}")
+        if x is not None and y is not None:
+            splits[split] = _split(f"{path}: x_{split}", x, f"{path}: y_{split}", y)
+    classes = [str(i) for i in range(int(splits["train"].labels.max()) + 1)]
+    return _found(path.stem, classes, splits, options, str(path))
+
+
+def torchvision(name: str, options: Options) -> Found:
+    """A data set of torchvision, by its class's name in any case: `torch/cifar10`, `torch/svhn`.
+
+    Raises: InputError if torchvision is missing or broken, or has no such set.
+    """
+    try:
+        from torchvision import datasets
+    except Exception as error:  # a wheel built for another torch dies with RuntimeError
+        raise missing("torch", "torchvision", error) from error
+    kinds = {key.lower(): value for key, value in vars(datasets).items() if inspect.isclass(value)}
+    if name.lower() not in kinds:
+        raise unknown("torchvision data set", name, kinds)
+    kind: Any = kinds[name.lower()]
+    takes = inspect.signature(kind).parameters
+    root = str(options.data_dir or cache_dir() / "torchvision")
+
+    def part(test: bool) -> Any:
+        which = {"train": not test} if "train" in takes else {"split": "test" if test else "train"}
+        if not set(which) <= set(takes):
+            raise InputError(f"torch/{name}: it has no train and test split, which a classifier needs")
+        try:
+            return kind(root, **which, **({"download": True} if "download" in takes else {}))
+        except Exception as error:
+            raise InputError(f"torch/{name}: {_line(error)} (looked in {root})") from error
+
+    parts = {"train": part(test=False), "test": part(test=True)}
+    named = getattr(parts["train"], "classes", None)
+    splits = {split: _gather(f"torch/{name}", found, len(found), options) for split, found in parts.items()}
+    count = int(splits["train"].labels.max()) + 1
+    classes = [str(each) for each in named] if named and len(named) == count else [str(i) for i in range(count)]
+    return _found(name, classes, splits, options, f"torch/{name}")
+
+
+def hugging_face(name: str, options: Options) -> Found:
+    """A data set of the Hugging Face hub with one image column and one class column: `hfds/NAME`.
+
+    Raises: InputError if the package `datasets` is missing or broken, or the set is not of images and classes.
+    """
+    try:
+        import datasets
+    except Exception as error:
+        raise missing("hfds", "datasets", error) from error
+    try:
+        loaded = datasets.load_dataset(name, cache_dir=str(options.data_dir) if options.data_dir else None)
+    except Exception as error:
+        raise InputError(f"hfds/{name}: {_line(error)}") from error
+    if not isinstance(loaded, Mapping) or "train" not in loaded:
+        raise InputError(f"hfds/{name}: found {', '.join(loaded) if isinstance(loaded, Mapping) else 'no splits'}; "
+                         "must have train")  # fmt: skip
+    kinds = {key: type(kind).__name__ for key, kind in loaded["train"].features.items()}
+    image, label = _only(name, kinds, "Image"), _only(name, kinds, "ClassLabel")
+    classes = list(loaded["train"].features[label].names)
+    splits = {}
+    for split, keys in (("train", ("train",)), ("val", VAL), ("test", ("test",))):
+        for key in [key for key in keys if key in loaded][:1]:
+            pairs = ((row[image], row[label]) for row in loaded[key])
+            splits[split] = _gather(f"hfds/{name}", pairs, len(loaded[key]), options)
+    return _found(name.rpartition("/")[2], classes, splits, options, f"hfds/{name}")
+
+
+PREFIXES: dict[str, Callable[[str, Options], Found]] = {
+    "hfds/": hugging_face,
+    "torch/": torchvision,
+    "npz:": lambda text, options: npz((options.data_dir or Path()) / Path(text).expanduser(), options),
+}
+
+
+def missing(prefix: str, package: str, error: Exception) -> InputError:
+    """The error for an extra that cannot be imported."""
+    state = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({_line(error)})"
+    return InputError(f"--data {prefix}/…: the package {package} {state}; pip install 'teacherless[{package}]', in a "
+                      f"version that fits torch {torch.__version__}")  # fmt: skip
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _only(name: str, kinds: Mapping[str, str], kind: str) -> str:
+    """The one column of a kind."""
+    found = [key for key, value in kinds.items() if value == kind]
+    if len(found) != 1:
+        has = ", ".join(f"{key}: {value}" for key, value in kinds.items())
+        raise InputError(f"hfds/{name}: found {len(found)} columns of {kind}; must be one (it has {has})")
+    return found[0]
+
+
+def _gather(what: str, pairs: Iterable[Sequence[Any]], count: int, options: Options) -> Resident:
+    """All images into memory: RGB (or gray), resized to `--img-size` or the first one's size."""
+    mode = "L" if options.gray else "RGB"
+    images: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
+    labels: list[int] = []
+    side = options.img_size
+    with Meter(f"reading {what}", count, "images") as meter:
+        for row, (image, label) in enumerate(pairs):
+            if not hasattr(image, "convert"):
+                raise InputError(f"{what}: row {row}: found a {type(image).__name__}; must be an image")
+            side = side or max(image.size)
+            if count * side * side * len(mode) > LIMIT:
+                raise InputError(f"{what}: {count:,} images of {side}x{side} do not fit in memory; give --img-size")
+            images.append(np.asarray(image.convert(mode).resize((side, side))).reshape(side, side, -1))
+            labels.append(int(label))
+            meter.advance()
+    return Resident(torch.from_numpy(np.stack(images)), torch.tensor(labels))
+
+
+class _Layout(NamedTuple):
+    size: int
+    channels: int
+
+
+def _split(x_name: str, x: Any, y_name: str, y: Any) -> Resident:
+    """Arrays as a split. Raises: InputError naming the array."""
+    if x.dtype != np.uint8:
+        raise InputError(f"{x_name}: found {x.dtype}; images must be bytes: uint8, 0 to 255")
+    if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] not in (1, 3):
+        x = x.transpose(0, 2, 3, 1)
+    x = x[..., None] if x.ndim == 3 else x
+    if x.ndim != 4 or x.shape[1] != x.shape[2] or x.shape[3] not in (1, 3) or 0 in x.shape:
+        raise InputError(
+            f"{x_name}: found shape {list(x.shape)}; must be square images [N, H, W], with 1 or 3 channels"
+        )
+    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    if y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer):
+        raise InputError(
+            f"{y_name}: found {y.dtype} {list(y.shape)}; must be integers, one for each of {len(x)} images"
+        )
+    if y.min() < 0:
+        raise InputError(f"{y_name}: found class {int(y.min())}; must be 0 or more")
+    return Resident(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))
+
+
+def _found(name: str, classes: list[str], splits: Mapping[str, Resident], options: Options, what: str) -> Found:
+    layouts = {split: _Layout(found.images.shape[1], found.images.shape[3]) for split, found in splits.items()}
+    size, channels = layout = layouts["train"]
+    for split, other in layouts.items():
+        if other != layout:
+            raise InputError(f"{what}: {split} has images of {other.size}x{other.size}x{other.channels}, train of "
+                             f"{size}x{size}x{channels}; must be the same")  # fmt: skip
+        if splits[split].labels.max() >= len(classes):
+            raise InputError(
+                f"{what}: {split} has class {int(splits[split].labels.max())}; train has {len(classes)} classes"
+            )
+    if len(classes) < 2:
+        raise InputError(f"{what}: found one class; a classifier needs at least two")
+    same_classes(what, classes, splits)
+    as_it_is(what, options._replace(gray=None, img_size=None), size, channels)
+    augment = Augment(pad=size // 8, mode="reflect", flip=channels == 3)  # gray ones may be digits or letters
+    return Found(name, classes, size, channels, augment, splits["train"], splits.get("val"), splits.get("test"))

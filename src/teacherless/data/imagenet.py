@@ -1,0 +1,101 @@
+"""ImageNet-style sets: a folder of whole photos per class. They are decoded in every epoch, each through a crop.
+
+Training crops are random in size, shape and place (Szegedy et al. 2015, section 6); evaluation reads the centre. The
+labels of the official test sets are not public: `val/` is what papers report, so it is the test split here, read once
+at the end; validation is carved from train, and with `--val-fraction 0` there is none, as in the papers.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from teacherless.data.augment import Augment
+from teacherless.data.download import cache_dir
+from teacherless.data.folder import read_folder
+from teacherless.data.found import Found, Options, absent, as_it_is, same_classes
+from teacherless.data.splits import Files, Split
+from teacherless.errors import InputError
+
+TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+
+
+def imagenet(options: Options) -> Found:
+    """imagenet: photos of 1,000 classes (or of any other folders), streamed; to download by hand, 155 GB.
+
+    `--data-dir` is the folder with train/ and val/, each with one folder per class. Training: a random-resized crop to
+    224x224 (`--img-size`) and a flip; evaluation: the centre, 7/8 of the shorter side. Give workers: `-j`.
+    """
+    root = options.data_dir or cache_dir() / "imagenet"
+    if not (root / "train").is_dir() or not (root / "val").is_dir():
+        lacks = "val/" if (root / "train").is_dir() else "train/"
+        raise absent("imagenet", lacks, root, "the ILSVRC 2012 training and validation images from image-net.org "
+                     "(an account is needed), one folder per class in train/ and in val/", "155 GB")  # fmt: skip
+    size, channels = options.img_size or 224, 1 if options.gray else 3
+    folder = read_folder(root, size=size, channels=channels, stream=True)
+    assert folder.val is not None
+    augment, train, test = Augment(crop=True, flip=True), cropped(folder.train), cropped(folder.val)
+    return Found("imagenet", folder.classes, size, channels, augment, train, None, test, folder.keys)
+
+
+def cropped(split: Split) -> Split:
+    """The same files, read through a crop. Photos in memory have no more than their size, and stay."""
+    return replace(split, crop=True) if isinstance(split, Files) else split
+
+
+def tiny_imagenet(options: Options) -> Found:
+    """tiny-imagenet: 100,000 + 10,000 photos, 64x64 RGB, 200 classes (to download by hand, 248 MB).
+
+    `--data-dir` is the unpacked folder: train/n…/images/, val/images/ and val/val_annotations.txt. val/ is the test
+    split, as the published numbers are of it. Training crops from a mirrored border of eight pixels and flips.
+    """
+    as_it_is("tiny-imagenet", options._replace(stream=False, crop=False), 64, 3)
+    where = options.data_dir or cache_dir() / "tiny-imagenet"
+    root = where / "tiny-imagenet-200" if (where / "tiny-imagenet-200").is_dir() else where
+    if not (root / "wnids.txt").is_file():
+        raise absent("tiny-imagenet", "wnids.txt", where, TINY_URL, "248 MB")
+    classes = (root / "wnids.txt").read_text().split()
+    wanted = set(classes)
+    train = _files(root, [(name, path) for name in classes for path in _images(root, f"train/{name}/images")], classes)
+    notes = root / "val" / "val_annotations.txt"
+    try:
+        lines = [line.split("\t") for line in notes.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{notes}: {getattr(error, 'strerror', None) or 'is not text'}") from error
+    for number, line in enumerate(lines, 1):
+        if len(line) < 2 or line[1] not in wanted:
+            found = line[1] if len(line) > 1 else line[0]
+            raise InputError(f"{notes}: line {number}: found class {found!r}; must be one of wnids.txt")
+    listed = {line[0]: line[1] for line in lines}
+    there = _images(root, "val/images")
+    if missing := sorted(set(listed) - {Path(path).name for path in there}):
+        raise InputError(f"{notes}: found {missing[0]!r}, which is not in val/images/")
+    if unknown := [path for path in there if Path(path).name not in listed]:
+        raise InputError(f"{notes}: lacks {unknown[0]}; every image of val/ must have its class")
+    test = _files(root, [(listed[Path(path).name], path) for path in there], classes)
+    same_classes("tiny-imagenet", classes, {"train": train, "test": test})
+    augment = Augment(pad=8, mode="reflect", flip=True)
+    from teacherless.data.folder import decoded
+
+    splits = [split if options.stream or options.crop else decoded(split) for split in (train, test)]
+    if options.crop:
+        splits = [replace(split, crop=True) for split in (train, test)]
+    return Found("tiny-imagenet", classes, 64, 3, augment, splits[0], None, splits[1])
+
+
+def _images(root: Path, below: str) -> list[str]:
+    try:
+        return sorted(f"{below}/{entry.name}" for entry in os.scandir(root / below) if entry.name.endswith(".JPEG"))
+    except OSError as error:
+        raise InputError(f"{root / below}: {error.strerror}") from error
+
+
+def _files(root: Path, found: list[tuple[str, str]], classes: list[str]) -> Files:
+    number = {name: i for i, name in enumerate(classes)}
+    names = np.array([os.fsencode(path) for _, path in found])
+    sizes = np.array([os.stat(root / path).st_size for _, path in found])
+    return Files(root, names, torch.tensor([number[name] for name, _ in found]), sizes, (64, 64), 3)

@@ -1,0 +1,308 @@
+"""From a split to batches: `epoch(e)` yields `Batch`es that are a function of (seed, e) alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from teacherless.data import images
+from teacherless.data.augment import Augment, counter_hash, distort, normalise, padded
+from teacherless.data.mixing import Mixer, erased, uniform
+from teacherless.data.splits import Files, Resident, Split
+from teacherless.errors import InputError
+from teacherless.method import Batch, Wants
+
+log = logging.getLogger("teacherless.data")
+CLASSMATE_DRAW = 7  # the draw that picks the classmate; draws 0 to 2 are crop and flip
+CROP_DRAW = 10  # the first of the four draws of a random-resized crop
+
+
+class Loader:
+    """Batches of a split, on the device. Stateless: batch b of epoch e is a function of (seed, e, b).
+
+    Images in memory move to the device once, as uint8. Files are decoded by workers, which changes nothing but the
+    speed: a file that cannot be decoded is named once, and then left out of an evaluation, and in training replaced by
+    the next image of its class that can.
+
+    Args:
+        split: labelled images.
+        batch_size: samples per batch. Training drops the last partial batch, evaluation keeps it.
+        mean, std: per channel, pixels in [0, 1].
+        seed: of order and distortions.
+        wants: views, classmate, index.
+        augment: of training; `Augment()` shuffles without distorting; None reads in order to the end (evaluation).
+        device: where batches are.
+        workers: processes that decode `Files`; 0 decodes in this one.
+        classes: C, where images are mixed: labels become probabilities `[B, C]`.
+
+    Raises: InputError for a batch larger than the training set, for a class of one image where a method wants a
+    classmate, for views where there is no distortion to tell them apart, for crops of images that are not files, and
+    for mixed images where a method wants classmates or the samples' index.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        mean: Iterable[float],
+        std: Iterable[float],
+        seed: int = 0,
+        wants: Wants = Wants(),
+        augment: Augment | None = None,
+        device: torch.device | str = "cpu",
+        workers: int = 0,
+        classes: int | None = None,
+    ) -> None:
+        self.augment, self.wants, self.seed, self.batch_size = augment, wants, seed, batch_size
+        self.device, self.workers = torch.device(device), workers
+        self.mean, self.std = (torch.tensor(tuple(each), device=device) for each in (mean, std))
+        self.reader: _OnDevice | _FromFiles
+        if isinstance(split, Resident):
+            self.reader = _OnDevice(split, augment, self.device)
+            self.labels = split.labels.to(device)
+        elif isinstance(split, Files):
+            self.reader = _FromFiles(split, augment, self.device, workers)
+            self.labels = split.labels  # rows name files: they stay where the files are opened
+        else:
+            raise InputError(f"data: found a split of type {type(split).__name__}; must be Resident or Files")
+        if batch_size < 1:
+            raise InputError(f"--batch-size: found {batch_size}; must be at least 1")
+        if augment is not None and batch_size > len(split):
+            raise InputError(f"--batch-size: found {batch_size}; the training set has {len(split)} samples")
+        if augment is None and wants.views > 1:
+            raise InputError(f"data: found wants.views={wants.views} and augment=None; equal views teach nothing")
+        if augment is not None and augment.crop and not (isinstance(split, Files) and split.crop):
+            raise InputError("--aug: found rrc; these images are in memory, only files can be cropped at full size")
+        self.classmates = _Classmates(self.labels) if wants.classmate else None
+        self.mixer = self._mixer(classes) if augment is not None and augment.mixes else None
+
+    def __len__(self) -> int:
+        if self.augment is not None:
+            return len(self.labels) // self.batch_size
+        return -(-len(self.labels) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def _mixer(self, classes: int | None) -> Mixer:
+        assert self.augment is not None
+        if self.wants.classmate or self.wants.index:
+            what = "classmates" if self.wants.classmate else "the same image in every epoch"
+            raise InputError(f"--aug: found mixup or cutmix; the method wants {what}, which a mixed image is not")
+        return Mixer(self.augment, classes or int(self.labels.max()) + 1, self.seed, self.device)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from number `start` on."""
+        order = torch.arange(len(self.labels), device=self.labels.device)
+        if self.augment is not None:
+            order = counter_hash(self.seed, epoch, order).argsort(stable=True)
+        batches = torch.split(order, self.batch_size)[start : len(self)]
+        needed = (self._needed(rows, epoch) for rows in batches)
+        for rows, pixels, takes in self.reader.read(needed):
+            if len(rows):
+                inputs = tuple(self._inputs(rows, pixels, takes, epoch))
+                labels = self.labels[rows].to(self.device)
+                if self.mixer:
+                    inputs, labels = self.mixer(inputs, labels, rows.to(self.device), epoch)
+                yield Batch(inputs, labels, rows.to(self.device) if self.wants.index else None)
+
+    def _needed(self, rows: Tensor, epoch: int) -> Needed:
+        """Which images a batch needs: a sample's own in all views, then its classmate's."""
+        mates = self._mates(rows, epoch)
+        draws = None
+        if self.augment is not None and self.augment.crop:
+            views = self.wants.views + (mates is not None)
+            keys = torch.arange(views)[:, None, None], CROP_DRAW + torch.arange(4)
+            draws = uniform(self.seed, epoch, rows[:, None], *keys)  # [views, B, 4]
+        return Needed(rows, self.wants.views, mates, draws)
+
+    def _mates(self, rows: Tensor, epoch: int) -> Tensor | None:
+        if self.classmates is None:
+            return None
+        return self.classmates.of(rows, counter_hash(self.seed, epoch, rows, 0, CLASSMATE_DRAW))
+
+    def _inputs(self, rows: Tensor, pixels: Tensor, takes: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
+        """Each of `pixels[take]`, distorted; the keys of all draws are the sample's own row."""
+        rows = rows.to(self.device)
+        for view, take in enumerate(takes):
+            if self.augment is None:
+                yield normalise(pixels[take], self.mean, self.std)
+                continue
+            keys = {"seed": self.seed, "epoch": epoch, "view": view}
+            seen = distort(pixels, take, rows, self.augment, **keys)
+            if self.augment.policy:
+                from teacherless.data.policies import distorted
+
+                seen = distorted(seen, rows, self.augment, **keys)
+            yield erased(normalise(seen, self.mean, self.std), rows, self.augment, **keys)
+
+
+class _Classmates:
+    """For each row another row of its class."""
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+        self.sizes = labels.bincount()
+        alone = (self.sizes == 1).nonzero().flatten().tolist()
+        if alone:
+            raise InputError(f"data: class {alone[0]} has one training image; a classmate needs two")
+        self.order = labels.argsort(stable=True)  # by class
+        self.first = self.sizes.cumsum(0) - self.sizes  # where a class starts in `order`
+        self.place = torch.empty_like(self.order)  # the inverse of `order`
+        self.place[self.order] = torch.arange(len(labels), device=labels.device)
+
+    def of(self, rows: Tensor, draw: Tensor) -> Tensor:
+        """`[B], [B] -> [B]`."""
+        kind = self.labels[rows]
+        size, first = self.sizes[kind], self.first[kind]
+        step = 1 + draw % (size - 1)  # around the class, but never a whole turn: never itself
+        return self.order[first + (self.place[rows] - first + step) % size]
+
+
+class Needed(NamedTuple):
+    """What a batch is made of."""
+
+    rows: Tensor  # [B]
+    views: int
+    mates: Tensor | None  # [B], rows of classmates
+    draws: Tensor | None  # [views, B, 4] in [0, 1), of random-resized crops; the mate's come last
+
+    @property
+    def own(self) -> int:
+        """How many images are read of each sample: a view is a crop of its own, or the same image again."""
+        return 1 if self.draws is None else self.views
+
+    @property
+    def images(self) -> int:
+        """How many images are read in all."""
+        return len(self.rows) * (self.own + (self.mates is not None))
+
+
+Read = Iterator[tuple[Tensor, Tensor, list[Tensor]]]  # rows, pixels, and where in pixels each view of a batch is
+
+
+class _OnDevice:
+    """Pixels are there already: rows are where to look."""
+
+    def __init__(self, split: Resident, augment: Augment | None, device: torch.device) -> None:
+        self.images = padded(split.images.to(device), augment or Augment())
+
+    def read(self, needed: Iterable[Needed]) -> Read:
+        for rows, views, mates, _ in needed:
+            yield rows, self.images, [rows] * views + ([] if mates is None else [mates])
+
+
+class _FromFiles:
+    """Each batch is decoded, moved and padded; rows count from 0 in it."""
+
+    def __init__(self, split: Files, augment: Augment | None, device: torch.device, workers: int) -> None:
+        self.split, self.augment, self.device, self.workers = split, augment, device, workers
+        self.decoder = _Decoder(split, replace=augment is not None)
+        self.said: set[str] = set()
+
+    def read(self, needed: Iterable[Needed]) -> Read:
+        waiting: list[Needed] = []  # the batches on their way
+
+        def jobs() -> Iterator[_Job]:
+            for need in needed:
+                waiting.append(need)
+                own = [need.rows] * (
+                    1 if need.draws is None else need.views
+                )  # a view is a crop of its own, or the same
+                rows = torch.cat([*own, *([] if need.mates is None else [need.mates])])
+                yield rows.numpy(), None if need.draws is None else need.draws.flatten(0, 1).numpy()
+
+        for stack, kept, notes in self._decoded(jobs()):
+            need = waiting.pop(0)
+            self._say(notes)
+            rows = need.rows
+            if self.augment is None and need.mates is None:
+                rows = rows[kept]
+            elif len(kept) < need.images:
+                raise InputError(f"data: {notes[-1]}: no image of its class can be read")
+            pixels = padded(torch.from_numpy(stack).to(self.device), self.augment or Augment())
+            takes = list(torch.split(torch.arange(len(stack), device=self.device), max(1, len(rows))))
+            own = takes[: need.own]
+            yield rows, pixels, own * (need.views // need.own) + takes[need.own :]
+
+    def _decoded(self, jobs: Iterator[_Job]) -> Iterator[_Decoded]:
+        if self.workers == 0:
+            with images.quietly():
+                yield from map(self.decoder.__getitem__, jobs)
+            return
+        # A job is a batch. Arrays travel through pipes, not through shared memory, which containers give 64 MB of. The
+        # generator is our own: DataLoader draws from torch's global one otherwise, and dropout would see the workers.
+        yield from DataLoader(
+            self.decoder,  # type: ignore[arg-type]
+            sampler=_Once(jobs),
+            batch_size=None,
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),
+        )
+
+    def _say(self, notes: Sequence[str]) -> None:
+        fate = "left out" if self.augment is None else "another image of its class stands in"
+        for note in notes:
+            if note not in self.said:
+                self.said.add(note)
+                log.warning("%s; %s", note, fate)
+
+
+_Job = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]  # rows [M], and the draws of their crops [M, 4]
+_Decoded = tuple[np.ndarray[Any, Any], list[int], list[str]]  # pixels [M, H, W, C], their places in the job, failures
+
+
+class _Decoder:
+    """Decodes a batch of files. What workers get a copy of."""
+
+    def __init__(self, split: Files, replace: bool) -> None:
+        self.split, self.replace = split, replace
+
+    def __getitem__(self, job: _Job) -> _Decoded:
+        rows, draws = job
+        notes: list[str] = []
+        crops = [None] * len(rows) if draws is None else draws.tolist()
+        found = [(place, self._decode(int(rows[place]), crops[place], notes)) for place in range(len(rows))]
+        kept = [place for place, image in found if image is not None]
+        stack = [image for _, image in found if image is not None]
+        empty = np.zeros((0, *self.split.size, self.split.channels), np.uint8)
+        return np.stack(stack) if stack else empty, kept, notes
+
+    def _decode(self, row: int, crop: Sequence[float] | None, notes: list[str]) -> images.Pixels | None:
+        try:
+            return self.split.decode(row, crop)
+        except images.Unreadable as error:
+            notes.append(f"{self.split.root.name}: cannot read {self.split.name(row)}: {error}")
+            return self._stand_in(row, crop) if self.replace else None
+
+    def _stand_in(self, row: int, crop: Sequence[float] | None) -> images.Pixels | None:
+        """The next image of the class, around the end, that can be read."""
+        peers = (self.split.labels == self.split.labels[row]).nonzero().flatten()
+        for other in peers.roll(-int((peers <= row).sum()))[:-1].tolist():
+            try:
+                return self.split.decode(other, crop)
+            except images.Unreadable:
+                continue  # it will be named in its own turn
+        return None
+
+
+class _Once:
+    """An iterator as DataLoader wants its sampler: something that can be asked for one."""
+
+    def __init__(self, items: Iterator[Any]) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.items
+
+
+def _as_it_is(item: Any) -> Any:
+    return item

@@ -1,0 +1,92 @@
+"""SVHN, street view house numbers, cropped digits (Netzer et al. 2011): MATLAB files of 32x32 images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from teacherless.data.augment import Augment
+from teacherless.data.download import cache_dir, download
+from teacherless.data.found import Found, Options, as_it_is, same_classes
+from teacherless.data.splits import Resident
+from teacherless.errors import InputError
+
+URL = "http://ufldl.stanford.edu/housenumbers"
+FILES = {  # md5, MB
+    "train_32x32.mat": ("e26dedcc434d2e4c54c9b2d4a06d8373", 182),
+    "extra_32x32.mat": ("a93ce644f1a588dc4d68dda5feec44a7", 1330),
+    "test_32x32.mat": ("eb5a983be6a315427106f1b164d9cef3", 64),
+}
+
+
+def svhn(options: Options) -> Found:
+    """svhn: 73,257 + 26,032 digits of house numbers, 32x32 RGB, 10 classes (246 MB to download once).
+
+    Read from `--data-dir` (train_32x32.mat, test_32x32.mat), else downloaded to the cache folder. Not distorted: a
+    shifted crop shows other digits, a flipped one is none.
+    """
+    return _found("svhn", ("train_32x32.mat",), options)
+
+
+def svhn_extra(options: Options) -> Found:
+    """svhn-extra: svhn with its 531,131 extra images in train, as ONE trains it (1.6 GB to download once).
+
+    Needs 2 GB of memory for the images.
+    """
+    return _found("svhn-extra", ("train_32x32.mat", "extra_32x32.mat"), options)
+
+
+def _found(name: str, files: tuple[str, ...], options: Options) -> Found:
+    as_it_is(name, options, 32, 3)
+    parts = [_mat(_file(name, file, options.data_dir)) for file in files]
+    train = Resident(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
+    test = _mat(_file(name, "test_32x32.mat", options.data_dir))
+    classes = [str(digit) for digit in range(10)]
+    same_classes(name, classes, {"train": train, "test": test})
+    return Found(name, classes, 32, 3, Augment(), train, None, test)
+
+
+def _file(name: str, file: str, data_dir: Path | None) -> Path:
+    """Raises: InputError that says what to download, how big it is, and where we looked."""
+    url, (md5, megabytes) = f"{URL}/{file}", FILES[file]
+    if data_dir is not None:
+        if not (data_dir / file).is_file():
+            raise InputError(f"{name}: found no {file} in {str(data_dir)!r}; download {url} ({megabytes} MB) to it, "
+                             "or leave --data-dir out")  # fmt: skip
+        return data_dir / file
+    path = cache_dir() / "svhn" / file
+    try:
+        download(url, path, md5=md5)
+    except InputError as error:
+        raise InputError(f"{name}: {error} (or download {url}, {megabytes} MB, yourself, and give its folder: "
+                         "--data-dir)") from error  # fmt: skip
+    return path
+
+
+def _mat(path: Path) -> Resident:
+    """`X` uint8 [32, 32, 3, N] and `y` [N, 1] with classes 1 to 10, where 10 is the digit 0.
+
+    Raises: InputError for a file that is cut, or of other contents.
+    """
+    from scipy.io import loadmat
+
+    try:
+        found = loadmat(path, variable_names=["X", "y"])
+    except Exception as error:  # a damaged file can raise anything: ValueError, zlib.error, TypeError, …
+        raise InputError(f"{path}: is not a readable MATLAB file: truncated or foreign ({error})") from error
+    x, y = found.get("X"), found.get("y")
+    if not _is_images(x) or y is None or y.shape != (x.shape[3], 1):
+        shapes = {key: list(found[key].shape) for key in ("X", "y") if key in found}
+        raise InputError(f"{path}: found {shapes or 'neither X nor y'}; must be X, bytes [32, 32, 3, N], and y [N, 1]")
+    labels = torch.from_numpy(y[:, 0].astype(np.int64))
+    if labels.min() < 1 or labels.max() > 10:
+        bad = int(labels.min()) if labels.min() < 1 else int(labels.max())
+        raise InputError(f"{path}: found label {bad}; must be 1 to 10, where 10 is the digit 0")
+    return Resident(torch.from_numpy(np.ascontiguousarray(x.transpose(3, 0, 1, 2))), labels % 10)
+
+
+def _is_images(x: Any) -> bool:
+    return x is not None and x.ndim == 4 and x.shape[:3] == (32, 32, 3) and x.shape[3] > 0 and x.dtype == np.uint8

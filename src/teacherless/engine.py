@@ -1,0 +1,239 @@
+"""How one step runs: the optimizer, its rates, and what a batch does to them.
+
+The same mathematics whatever the engine; `Engine` holds what is decided once per run, by rules and never by a clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from teacherless import losses, threads
+from teacherless.errors import InputError
+from teacherless.method import Batch, Method, Output, Progress
+from teacherless.run import Settings
+from teacherless.threads import Threads
+
+
+def train_step(
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    progress: Progress,
+    clip: float | None = None,
+    *,
+    amp: bool = False,
+) -> Output:
+    """One batch: a step for every turn of the method. The terms of the turns are added up.
+
+    With `amp`, convolutions and matrix products of the forward are computed in bfloat16.
+    """
+    outputs = []
+    for turn in range(method.turns):
+        with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=amp):
+            out = method(batch, progress._replace(turn=turn))
+        out.loss.backward()
+        if clip is not None:
+            for group in optimizer.param_groups:  # per group: a peer's clipping must not depend on its peers
+                torch.nn.utils.clip_grad_norm_(group["params"], clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # None, not zero: momentum must not move who did not learn
+        outputs.append(out)
+    terms = {name: torch.stack([out.terms[name].detach() for out in outputs]).sum() for name in outputs[0].terms}
+    return Output(terms, outputs[-1].logits)
+
+
+def make_optimizer(
+    groups: list[dict[str, Any]], settings: Settings, per_student: dict[str, dict[str, float]]
+) -> torch.optim.Optimizer:
+    """One optimizer over every group; a student's own lr, weight_decay and momentum beat the run's.
+
+    Raises: InputError for a name that is no group, and for momentum where the optimizer has none.
+    """
+    names = [group["name"] for group in groups]
+    for name, own in per_student.items():
+        if name not in names:
+            raise InputError(f"per_student: found {name!r}; the groups are {', '.join(names)}")
+        if "momentum" in own and settings.opt != "sgd":
+            raise InputError(f"--student: momentum is of sgd; the optimizer is {settings.opt}")
+    groups = [{**group, **per_student.get(group["name"], {})} for group in groups]
+    params = [p for group in groups for p in group["params"]]
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)  # one kernel, not hundreds
+    optimizer: torch.optim.Optimizer
+    if settings.opt == "sgd":
+        nesterov = settings.nesterov and all(group.get("momentum", settings.momentum) > 0 for group in groups)
+        optimizer = torch.optim.SGD(
+            groups, settings.lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=nesterov, fused=fused
+        )
+    else:
+        kind = torch.optim.Adam if settings.opt == "adam" else torch.optim.AdamW
+        optimizer = kind(groups, settings.lr, settings.opt_betas, weight_decay=settings.weight_decay, fused=fused)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def rate(settings: Settings, step: int, per_epoch: int, total: int) -> float:
+    """The factor on every group's own learning rate at a step."""
+    warm = settings.warmup_epochs * per_epoch
+    if step < warm:
+        return (step + 1) / warm
+    if settings.sched == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+    if settings.sched == "step":
+        every = settings.decay_epochs or max(1, total // per_epoch // 3)
+        milestones = settings.decay_milestones or range(every, total // per_epoch + 1, every)
+        return settings.decay_rate ** sum(m * per_epoch <= step for m in milestones)
+    return 1.0
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Every group's rate is its own initial rate times the factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises: InputError for cuda where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device: found cuda, but this machine has none; use cpu or auto")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+# Memory and precision -------------------------------------------------------------------------------------------------
+
+
+def tune_allocator() -> bool:
+    """Keep freed memory in the process instead of giving it back and asking again at every step: a quarter of a step's
+    time on Linux. The command line calls this; a program of your own may, before it allocates. Never done on import.
+
+    Returns: whether it was done; not without glibc, nor with TEACHERLESS_NO_MALLOPT=1 in the environment.
+    """
+    if os.environ.get("TEACHERLESS_NO_MALLOPT", "0") not in ("", "0"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    return bool(mallopt(mmap_threshold, 1 << 30)) and bool(mallopt(trim_threshold, 2**31 - 1))
+
+
+@torch.no_grad()
+def channels_last(module: nn.Module) -> None:
+    """Lay out every convolution's weight as `[out, height, width, in]` in memory, the order the fast kernels read."""
+    for p in module.parameters():
+        if p.dim() == 4:
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
+
+
+def slow_in_bf16(module: nn.Module, device: torch.device) -> dict[str, nn.Conv2d]:
+    """The layers that stay in fp32 under `amp`: on a CPU, depthwise convolutions with a stride, whose bf16 gradient is
+    a reference kernel, 30 times slower. A fixed rule, so that a run does not depend on a clock."""
+    if device.type != "cpu":
+        return {}
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1 and max(layer.stride) > 1
+    }
+
+
+@contextlib.contextmanager
+def in_fp32(layers: dict[str, nn.Conv2d]) -> Iterator[None]:
+    """These layers compute in fp32 under autocast. Undone at the end: what is exported is the plain architecture."""
+    for layer in layers.values():
+        layer.forward = functools.partial(_without_autocast, layer)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            del layer.forward
+
+
+def _without_autocast(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return type(layer).forward(layer, losses.full(x))
+
+
+class Engine:
+    """What is decided once per run about how its steps are computed. Use it as a context.
+
+    `threads` is chosen for many deep, narrow networks in bf16, which leave cores idle one after the other; it is a rule
+    of the networks, their number, the cores and the precision, never of a clock.
+
+    Args:
+        method: what is trained.
+        settings: engine, amp, clip_grad.
+        device: where.
+
+    Raises: InputError for threads where they cannot be.
+    """
+
+    def __init__(self, method: Method, settings: Settings, device: torch.device) -> None:
+        self.method, self.clip, self.amp, self.device = method, settings.clip_grad, settings.amp, device
+        self.kept = slow_in_bf16(method, device) if settings.amp else {}
+        self._threads: Threads | None = None
+        self.choose(settings.engine)
+        channels_last(method)
+
+    def choose(self, name: str) -> None:
+        """`auto`, or an engine by name (a resumed run's). Raises: InputError for one that cannot be."""
+        obstacle = why_not_threads(self.method, self.device)
+        if name == "threads" and obstacle:
+            raise InputError(f"--engine: found threads, but {obstacle}; use --engine loop")
+        self.name = name
+        if name == "auto":
+            deep = all(_convolutions(net) >= 20 for net in self.method.students().values())
+            many = len(self.method.students()) >= threads.cores() >= 2
+            self.name = "threads" if many and deep and self.amp and not obstacle else "loop"
+
+    def about(self) -> dict[str, Any]:
+        """What run.json says of it."""
+        return {"engine": self.name, "amp": {"dtype": "bfloat16", "fp32": list(self.kept)} if self.amp else None}
+
+    def __enter__(self) -> Engine:
+        self._undo = contextlib.ExitStack()
+        self._undo.enter_context(in_fp32(self.kept))
+        if self.name == "threads":
+            self._undo.enter_context(threads.one_thread_each())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+        self._threads = None
+
+    def step(self, optimizer: torch.optim.Optimizer, batch: Batch, progress: Progress) -> Output:
+        """One batch."""
+
+        def one(method: Method, optimizer: torch.optim.Optimizer) -> Output:
+            return train_step(method, optimizer, batch, progress, self.clip, amp=self.amp)
+
+        if self.name == "loop":
+            return one(self.method, optimizer)
+        if self._threads is None:
+            self._threads = Threads(self.method, batch)
+            self._undo.callback(self._threads.close)
+        return self._threads.step(one, optimizer)
+
+
+def why_not_threads(method: Method, device: torch.device) -> str | None:
+    """What keeps a method from being computed by threads, or None."""
+    if device.type != "cpu":
+        return f"the device is {device.type}, not the CPU"
+    if method.shard(range(len(method.students())), lambda own: own) is None:
+        return "the method, with these options, does not split by students (simultaneous dml, complete topology, does)"
+    layer = threads.draws(method)
+    return f"{layer} draws random numbers, which would come in any order" if layer else None
+
+
+def _convolutions(net: nn.Module) -> int:
+    return sum(isinstance(layer, nn.Conv2d) for layer in net.modules())

@@ -1,0 +1,34 @@
+"""What a user can get wrong, said in one line.
+
+The library raises `InputError`; the command line prints its text and exits with 2. Anything else that escapes is a bug
+and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used: the text names it, says what was found and what is legal."""
+
+
+class Diverged(RuntimeError):
+    """Training produced a loss that is not finite; the command line exits with 4."""
+
+
+class Stopped(RuntimeError):
+    """A signal ended the run; the command line exits with 128 + its number, as a shell would report it."""
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+def unknown(kind: str, found: str, legal: Iterable[str]) -> InputError:
+    """The error for a name nobody knows, with the nearest legal one."""
+    legal = sorted(legal)
+    near = difflib.get_close_matches(found, legal, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return InputError(f"unknown {kind} {found!r}{hint} (known: {', '.join(legal)})")

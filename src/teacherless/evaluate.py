@@ -1,0 +1,80 @@
+"""Predictors in, numbers out.
+
+A predictor is any module that returns logits. Nothing here waits for the device before the last batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from teacherless import losses
+from teacherless.method import Batch
+
+BINS = 15  # of the expected calibration error: equal width, right-closed, over confidence in (0, 1]
+
+
+def evaluate(predictors: Mapping[str, nn.Module], batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+    """Every predictor's metrics over the batches, each batch read once.
+
+    Returns: `{name: {"top1", "top5", "nll", "ece", "entropy"}}`; accuracies in percent, NLL and the mean entropy of
+        the predictions in nats, ECE in percent with 15 bins.
+    """
+    logits, labels = predict(predictors, batches)
+    return {name: dict(metrics(each, labels)) for name, each in logits.items()}
+
+
+@torch.no_grad()
+def predict(predictors: Mapping[str, nn.Module], batches: Iterable[Batch]) -> tuple[dict[str, Tensor], Tensor]:
+    """Every predictor's logits `[N, C]`, at least float32, in evaluation mode, and the labels `[N]`."""
+    logits: dict[str, list[Tensor]] = {name: [] for name in predictors}
+    labels = []
+    with evaluating(predictors.values()):
+        for batch in batches:
+            labels.append(batch.labels)
+            for name, net in predictors.items():
+                logits[name].append(losses.full(net(batch.inputs[0])))
+    return {name: torch.cat(each) for name, each in logits.items()}, torch.cat(labels)
+
+
+def metrics(logits: Tensor, labels: Tensor) -> Iterator[tuple[str, float]]:
+    """top1 and top5 (percent), nll (nats), ece (percent), entropy (nats). `[N, C], [N]`."""
+    ranks = (logits > logits.gather(1, labels[:, None])).sum(1)  # how many classes beat the right one
+    finite = logits.isfinite().all(1)  # NaN beats nothing; it must not count as right
+    yield "top1", 100 * float(((ranks < 1) & finite).double().mean())
+    yield "top5", 100 * float(((ranks < 5) & finite).double().mean())
+    yield "nll", float(losses.ce(logits, labels).double().mean())
+    yield "ece", 100 * calibration_error(logits, labels)
+    yield "entropy", float(losses.entropy(logits).double().mean())
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float:
+    """Expected calibration error, Σ_b n_b/N |accuracy_b - confidence_b| (Guo et al. 2017, eq. 3), in [0, 1].
+
+    Bins are of equal width over the confidence, (0, 1/bins], …, (1 - 1/bins, 1]. `[N, C], [N]`.
+    """
+    confidence, guess = losses.log_probs(logits).double().exp().max(1)
+    gap = (guess == labels).double() - confidence
+    total = torch.zeros(bins, dtype=torch.float64, device=gap.device).index_add(0, which_bin(confidence, bins), gap)
+    return float(total.abs().sum()) / len(labels)
+
+
+def which_bin(confidence: Tensor, bins: int = BINS) -> Tensor:
+    """The calibration bin of each confidence: 0 for (0, 1/bins], … . `[N] -> [N]`."""
+    return (confidence * bins).ceil().long().clamp(1, bins) - 1
+
+
+@contextmanager
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode it was found in, shared ones too."""
+    found = {module: module.training for net in modules for module in net.modules()}
+    try:
+        for module in found:
+            module.training = False
+        yield
+    finally:
+        for module, training in found.items():
+            module.training = training

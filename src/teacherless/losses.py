@@ -1,0 +1,251 @@
+"""The losses, as pure functions of tensors.
+
+A loss returns one number per sample, `[..., B]`, and never reduces: the caller writes `.mean()`, so the reduction is
+visible where it matters. The one batch statistic (`mmd`) returns a single number and says so.
+
+    B samples   C classes   D features   ... any leading axes (peers, branches, views); they broadcast
+
+Everything is computed in at least float32 (float64 stays float64), in log space, and sums over classes. Temperature
+softens both sides and is paid back by its square (Hinton et al. 2015, section 2), always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def full(x: Tensor) -> Tensor:
+    """`x` in at least float32: what comes after a network's logits is never computed in half precision."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """log softmax(z / T) over the last axis, in at least float32. `[..., C] -> [..., C]`."""
+    return F.log_softmax(full(logits) / temperature, dim=-1)
+
+
+def ce(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy with class labels; with smoothing ε the target is (1 - ε)·onehot + ε/C.
+
+    Args:
+        logits: `[..., B, C]`.
+        labels: `[B]` class ids, or `[B, C]` shares of classes (of mixed images).
+        smoothing: ε in [0, 1] (Szegedy et al. 2016, section 7).
+
+    Returns: `[..., B]`, in nats.
+    Raises: ValueError if the shapes do not match.
+    """
+    if labels.shape not in (logits.shape[-2:-1], logits.shape[-2:]):
+        raise ValueError(f"labels: found shape {list(labels.shape)}; logits {list(logits.shape)} need [B] = "
+                         f"{list(logits.shape[-2:-1])}")  # fmt: skip
+    return nll(log_probs(logits), labels, smoothing)
+
+
+def nll(log_p: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """`ce` from log-probabilities that are there already. `[..., B, C], [B] or [B, C] -> [..., B]`."""
+    if labels.dim() == 2:
+        found = -(full(labels) * log_p).sum(-1)
+    else:
+        found = -log_p.gather(-1, labels.expand(log_p.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+    return found if smoothing == 0 else (1 - smoothing) * found - smoothing * log_p.mean(-1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """How unsure a prediction is: -Σ_c p_c log p_c. `[..., B, C] -> [..., B]`, in nats."""
+    log_p = log_probs(logits)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def class_ids(labels: Tensor) -> Tensor:
+    """The class of each sample, of mixed images the one with the largest share. `[B] or [B, C] -> [B]`."""
+    return labels if labels.dim() == 1 else labels.argmax(-1)
+
+
+def soft_ce(logits: Tensor, probs: Tensor) -> Tensor:
+    """Cross-entropy with soft targets, -Σ_c q_c log p_c.
+
+    Args:
+        logits: `[..., B, C]`.
+        probs: `[..., B, C]`, each row a distribution.
+
+    Returns: `[..., B]`, in nats.
+    Raises: ValueError if the last two axes differ.
+    """
+    _same_tail("probs", probs, logits)
+    return -(full(probs) * log_probs(logits)).sum(-1)
+
+
+def kl(logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """T² · KL(target ‖ student), both softened by T: the student moves towards the target.
+
+    Nothing is detached here: who may learn from this term is the method's decision.
+
+    Args:
+        logits: the student's, `[..., B, C]`.
+        target_logits: the target's, `[..., B, C]`; leading axes broadcast.
+        temperature: T > 0.
+
+    Returns: `[..., B]`, in nats (times T²).
+    Raises: ValueError if the last two axes differ.
+    """
+    _same_tail("target_logits", target_logits, logits)
+    log_p, log_q = log_probs(logits, temperature), log_probs(target_logits, temperature)
+    return temperature**2 * (log_q.exp() * (log_q - log_p)).sum(-1)
+
+
+MANY = 2**20  # numbers in one student's logits from which memory decides: see `mutual`
+SLICE = 2**17  # numbers that stay in a core's cache from one operation to the next
+
+
+def mutual(
+    logits: Tensor, labels: Tensor, exchange: Callable[[Tensor], Tensor], smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and mimicry of the others' mean at T = 1, for logits so many that memory decides.
+
+    The same numbers as `nll` and the closed form of `methods/dml.py` on one shared log-softmax, with at most 2.5 times
+    the logits in memory beside them, gradient included: rows go through in slices, log-probabilities are never kept,
+    and probabilities are made again when the gradient is.
+
+    Args:
+        logits: `[k, B, C]`.
+        labels: `[B]` class ids.
+        exchange: `[k, B, C+1]`, probabilities and their Σ p log p, to the mean over the others.
+        smoothing: of the labels.
+
+    Returns: ce and mimicry, each `[k, B]`, in nats.
+    """
+    found: tuple[Tensor, Tensor] = _Mutual.apply(logits, labels, exchange, smoothing)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Mutual(torch.autograd.Function):
+    """d ce / dz = p - y and d mimicry / dz = p Σq - q, with q the others' mean."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, exchange: Callable[[Tensor], Tensor], smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        z, (k, size, classes) = logits.flatten(0, 1), logits.shape  # [N, C], N = k·B
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        voices = z.new_empty(k * size, classes + 1, dtype=dtype)
+        norm = z.new_empty(k * size, 2, dtype=dtype)  # max z and log Σ exp(z - max z): apart, for precision
+        for rows in _slices(z):
+            top = full(z[rows]).amax(-1, keepdim=True)
+            log_p = full(z[rows]) - top
+            p = log_p.exp()
+            total = p.sum(-1, keepdim=True)
+            log_p.sub_(total.log())
+            voices[rows, :-1] = p.div_(total)
+            voices[rows, -1] = p.mul_(log_p).sum(-1)
+            norm[rows] = torch.cat([top, total.log()], -1)
+        others = exchange(voices.view(k, size, classes + 1)).flatten(0, 1)
+        del voices
+        y = labels.repeat(k)
+        ce, mimicry, heard = (torch.empty_like(norm[:, 0]) for _ in range(3))  # [N]
+        for rows in _slices(z):
+            log_p = full(z[rows]) - norm[rows, :1] - norm[rows, 1:]
+            ce[rows] = nll(log_p, y[rows], smoothing)
+            mimicry[rows] = others[rows, -1] - log_p.mul_(others[rows, :-1]).sum(-1)
+            heard[rows] = others[rows, :-1].sum(-1)  # 1, or 0 for who listens to nobody
+        ctx.save_for_backward(logits, y, norm, others, heard)
+        ctx.smoothing = smoothing
+        return ce.view(k, size), mimicry.view(k, size)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, y, norm, others, heard = ctx.saved_tensors
+        z, grad = logits.flatten(0, 1), torch.empty_like(logits)
+        out = grad.flatten(0, 1)
+        by_ce, by_mimicry = (g.flatten().unsqueeze(-1) for g in grads)  # [N, 1]
+        for rows in _slices(z):
+            p = (full(z[rows]) - norm[rows, :1]).sub_(norm[rows, 1:]).exp_()
+            p.mul_(by_ce[rows] + by_mimicry[rows] * heard[rows, None])
+            p.addcmul_(others[rows, :-1], by_mimicry[rows], value=-1)
+            if ctx.smoothing:
+                p.sub_(by_ce[rows] * (ctx.smoothing / p.shape[-1]))
+            out[rows] = p.scatter_add_(-1, y[rows, None], by_ce[rows] * (ctx.smoothing - 1))
+        return grad, None, None, None
+
+
+def _slices(z: Tensor) -> Iterator[slice]:
+    """The rows of `z`, a cacheful at a time."""
+    step = max(1, SLICE // z.shape[-1])
+    return (slice(i, i + step) for i in range(0, len(z), step))
+
+
+def virtual_teacher(labels: Tensor, like: Tensor, correct: float) -> Tensor:
+    """What a teacher that is always right would say: `correct` for the true class, the rest shared by the others.
+
+    Args:
+        labels: `[B]` class ids, or `[B, C]` shares of classes.
+        like: `[B, C]`, of which the result takes shape, dtype and device.
+        correct: in (0, 1) (Yuan et al. 2020, section 4).
+
+    Returns: `[B, C]` probabilities.
+    """
+    rest = (1 - correct) / (like.shape[-1] - 1)
+    if labels.dim() == 2:
+        return rest + (correct - rest) * labels.to(like)
+    return torch.full_like(like, rest, requires_grad=False).scatter(-1, labels.unsqueeze(-1), correct)
+
+
+def mse(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared difference of a sample's entries: 1/N Σ_n (a_n - b_n)², N entries per sample.
+
+    Divided by N, so that a weight means the same for maps of any size.
+
+    Args:
+        a, b: `[B, ...]` logits, features or maps.
+
+    Returns: `[B]`.
+    Raises: ValueError if the shapes differ.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"mse: found shapes {list(a.shape)} and {list(b.shape)}; both must be one [B, ...]")
+    return (full(a) - full(b)).square().flatten(1).mean(1)
+
+
+def attention(a: Tensor, b: Tensor) -> Tensor:
+    """How far two maps look at different places: 1/P Σ_p (A(a)_p - A(b)_p)², P places.
+
+    A is the attention map of Zagoruyko & Komodakis 2017: the squares' mean over channels, scaled to unit length.
+
+    Args:
+        a: `[B, C, H, W]`.
+        b: `[B, C', H, W]`; channels may differ.
+
+    Returns: `[B]`.
+    Raises: ValueError if samples or places differ.
+    """
+    if a.shape[0] != b.shape[0] or a.shape[2:] != b.shape[2:]:
+        raise ValueError(f"attention: found shapes {list(a.shape)} and {list(b.shape)}; only channels may differ")
+    looks = [F.normalize(full(x).square().mean(1).flatten(1), dim=1) for x in (a, b)]  # [B, P]
+    return (looks[0] - looks[1]).square().mean(1)
+
+
+def mmd(a: Tensor, b: Tensor) -> Tensor:
+    """Squared maximum mean discrepancy with a linear kernel: ‖mean_i a_i - mean_i b_i‖².
+
+    A statistic of two batches, **one number**, not one per sample (DDGSD, Xu & Liu 2019, eq. of MMD_emp): the squared
+    L2 distance of the batch means, summed over features.
+
+    Args:
+        a, b: `[B, D]` features.
+
+    Returns: a scalar.
+    Raises: ValueError if the shapes differ or are not `[B, D]`.
+    """
+    if a.shape != b.shape or a.dim() != 2:
+        raise ValueError(f"mmd: found shapes {list(a.shape)} and {list(b.shape)}; both must be one [B, D]")
+    return (full(a).mean(0) - full(b).mean(0)).square().sum()
+
+
+def _same_tail(name: str, found: Tensor, logits: Tensor) -> None:
+    if found.shape[-2:] != logits.shape[-2:]:
+        raise ValueError(f"{name}: found shape {list(found.shape)}; the last two axes must be those of logits, "
+                         f"{list(logits.shape)}")  # fmt: skip

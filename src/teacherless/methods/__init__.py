@@ -1,0 +1,32 @@
+"""The methods, one file each. A file's docstring is the method's card: `teacherless list methods NAME` prints it."""
+
+from __future__ import annotations
+
+from teacherless.method import Method
+from teacherless.methods.byot import BYOT
+from teacherless.methods.cs_kd import CSKD
+from teacherless.methods.ddgsd import DDGSD
+from teacherless.methods.dml import DML
+from teacherless.methods.fitnets import FitNets
+from teacherless.methods.frskd import FRSKD
+from teacherless.methods.kd import KD
+from teacherless.methods.label_smoothing import LabelSmoothing
+from teacherless.methods.one import ONE
+from teacherless.methods.plain import Plain
+from teacherless.methods.ps_kd import PSKD
+from teacherless.methods.tf_kd import TFKD
+
+METHODS: dict[str, type[Method]] = {
+    "plain": Plain,
+    "label-smoothing": LabelSmoothing,
+    "dml": DML,
+    "one": ONE,
+    "ddgsd": DDGSD,
+    "kd": KD,
+    "fitnets": FitNets,
+    "byot": BYOT,
+    "frskd": FRSKD,
+    "ps-kd": PSKD,
+    "tf-kd": TFKD,
+    "cs-kd": CSKD,
+}

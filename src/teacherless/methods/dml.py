@@ -1,0 +1,293 @@
+"""DML: K networks train together, and each takes the mean of its peers' predictions as a soft target.
+
+What:
+    Deep Mutual Learning. Peers may have any architecture; each starts from its own random weights, sees the same batch,
+    and learns from the labels and from the others. Whose prediction is the soft target? The mean of my peers'.
+
+Formula:
+    L_k = CE(z_k, y) + 1/(K-1) Σ_{l≠k} KL(p_l ‖ p_k),  peers constant;  the loss is Σ_k L_k.
+    Computed in closed form. With q_k = 1/(K-1) Σ_{l≠k} p_l, the mean of the other peers' probabilities,
+        1/(K-1) Σ_{l≠k} KL(p_l ‖ p_k) = 1/(K-1) Σ_{l≠k} Σ_c p_l log p_l  -  Σ_c q_k log p_k
+    so work grows as K, not K², and across machines one all-reduce of B×(C+1) numbers carries everything. The first part
+    is a constant for peer k, kept so that the number logged is the paper's.
+
+Paper:
+    Zhang, Xiang, Hospedales, Lu: Deep Mutual Learning, CVPR 2018 (arXiv:1706.00384), equations for L_Θk; Algorithm 1.
+
+Defaults:
+    temperature 1 (the paper has none). update "simultaneous": all peers predict once, all are updated. "in_turn" is the
+    paper's Algorithm 1: one peer is updated, everyone predicts again, the next is updated (K steps per batch).
+    weight 1 and ramp_epochs 0 (no ramp; otherwise the weight rises as exp(-5 (1 - t)²) over that many epochs) and
+    reduce "mean" are the paper's. mimicry "pairwise" is the paper's DML; "dml_e" is its DML_e, KL(q_k ‖ p_k);
+    "symmetric" is the mean of both directions of the KL, which the paper mentions and calls Jensen-Shannon.
+    topology "complete" (ours to change): whom a peer listens to. "ring": the peer before. "star": everyone to peer 0,
+    peer 0 to everyone. "weak-to-strong": to the mean of the stronger ones, strength being the order of the students,
+    the strongest last; it listens to nobody. Or a matrix, row k the weights of peer k's targets, summing to 1 or 0.
+    views 1. With views V > 1 (ours) each peer sees V distortions and each of the K·V predictions learns from the mean
+    of all the others; V = 1 is DML, and K = 1 with V = 2 is the KL part of DDGSD.
+
+Where we differ from the paper, and from the authors' code:
+    Simultaneous updates are the default, as in nearly every port, and as ranks can do; Algorithm 1 is "in_turn". The
+    paper prints Algorithm 1's update with the wrong sign; we descend. The authors' code sums over peers without
+    1/(K-1), draws a fresh batch for each peer, and adds 1e-8 inside the logarithm; we do none of these.
+    Variant `sum` reproduces train_models.py of YingZhangDUT/Deep-Mutual-Learning in its loss: Σ without 1/(K-1), so
+    with five peers mimicry weighs four times the paper's; that alone would explain the paper's DML against DML_e.
+    DML and DML_e are the same method. DML_e's target is the mean q_k; since
+        1/(K-1) Σ_l KL(p_l ‖ p_k) = KL(q_k ‖ p_k) + 1/(K-1) Σ_l KL(p_l ‖ q_k)
+    and the last part does not depend on peer k, both have the same gradient. The paper reports different results for
+    them (its Figure 4); with peers as constants that cannot come from the method. A test proves the identity.
+
+Ships:
+    `peer0` … `peerK-1`, each a plain network. The ensemble is the mean of the peers' probabilities.
+
+Cost:
+    K forwards and K backwards per batch (times V views); in turn, K² forwards. Memory: K networks and their
+    activations. Each prediction costs one log-softmax. Other topologies and "symmetric" need everyone's predictions,
+    not their mean: K² sums instead of K, and K times the traffic.
+
+Results:
+    See docs/log.md.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from teacherless import losses
+from teacherless.errors import InputError, unknown
+from teacherless.method import Batch, Exchange, MeanProbability, Method, Output, Progress, Wants
+from teacherless.methods import _checks as checks
+from teacherless.methods.one import ramp
+
+Gather = Callable[[Tensor], tuple[Tensor, slice]]
+
+
+def mean_of_others(own: Tensor) -> Tensor:
+    """The local exchange: for each prediction, the mean of all the other ones, summed in peer order. `[k, B, C+1]`."""
+    total = reduce(Tensor.add_, own[1:].unbind(0), own[0].clone())
+    return (total - own).div_(len(own) - 1)
+
+
+def everyone(own: Tensor) -> tuple[Tensor, slice]:
+    """The local gather: all predictions are ours. `[k, B, C] -> all [K, B, C], and which rows of it are ours`."""
+    return own, slice(None)
+
+
+def listening(topology: str | Sequence[Sequence[float]], peers: int) -> Tensor:
+    """Who listens to whom: `[K, K]`, row k the weights of peer k's targets, summing to 1, or to 0 for nobody.
+
+    Raises: InputError for an unknown name and for a matrix that is not of this form.
+    """
+    if not isinstance(topology, str):
+        return _checked(topology, peers)
+    a = torch.zeros(peers, peers, dtype=torch.float64)
+    for k in range(peers):
+        heard = {"complete": [j for j in range(peers) if j != k], "ring": [(k - 1) % peers],
+                 "star": [0] if k else [*range(1, peers)], "weak-to-strong": [*range(k + 1, peers)]}  # fmt: skip
+        if topology not in heard:
+            raise unknown("topology", topology, heard)
+        for j in heard[topology]:
+            a[k, j] = 1 / len(heard[topology])
+    return a
+
+
+def _checked(rows: Sequence[Sequence[float]], peers: int) -> Tensor:
+    if len(rows) != peers or any(len(row) != peers for row in rows):
+        raise InputError(
+            f"topology: found rows of {[len(row) for row in rows]}; {peers} peers need {peers} rows of {peers}"
+        )
+    a = torch.tensor([list(row) for row in rows], dtype=torch.float64)
+    for k, row in enumerate(a):
+        total = float(row.sum())
+        if not bool((row >= 0).all()) or min(abs(total), abs(total - 1)) > 1e-6:
+            raise InputError(
+                f"topology: found row {k} = {row.tolist()}; weights must be at least 0 and sum to 1, or to 0"
+            )
+        if float(row[k]) != 0:
+            raise InputError(f"topology: found {float(row[k])} at [{k}][{k}]; a peer does not listen to itself")
+    return a
+
+
+class DML(Method):
+    """K peers that teach each other.
+
+    Args:
+        peers: K networks that map a tensor to logits `[B, C]`.
+        temperature: softens both sides of the mimicry term, paid back by its square.
+        update: "simultaneous", or "in_turn" (the paper's Algorithm 1).
+        weight: of the mimicry term.
+        ramp_epochs: epochs over which the weight rises; 0 for none.
+        mimicry: "pairwise", "dml_e" or "symmetric".
+        reduce: "mean" over the targets, or "sum".
+        topology: who listens to whom; a name or a matrix.
+        views: distortions of each image per peer.
+        exchange: `own [k, B, C+1] -> mean over the others [k, B, C+1]`; other ranks and threads come in here.
+        gather: `own [k, B, C] -> (all [K, B, C], our rows)`, where the mean of the others is not enough.
+
+    Raises: InputError for fewer than two predictions to compare, for peers that start equal, for a bad topology.
+    """
+
+    cohort = True
+    listening: Tensor
+    variants: ClassVar[dict[str, dict[str, Any]]] = {"sum": {"reduce": "sum"}}
+
+    def __init__(
+        self,
+        *peers: nn.Module,
+        temperature: float = 1.0,
+        update: Literal["simultaneous", "in_turn"] = "simultaneous",
+        weight: float = 1.0,
+        ramp_epochs: int = 0,
+        mimicry: Literal["pairwise", "dml_e", "symmetric"] = "pairwise",
+        reduce: Literal["mean", "sum"] = "mean",
+        topology: Literal["complete", "ring", "star", "weak-to-strong"] | tuple[tuple[float, ...], ...] = "complete",
+        views: int = 1,
+        exchange: Exchange = mean_of_others,
+        gather: Gather = everyone,
+    ) -> None:
+        super().__init__()
+        if len(peers) * views < 2:
+            raise InputError(
+                f"dml: found {len(peers)} peer and views={views}; mutual learning needs two peers or two views"
+            )
+        checks.one_of(("simultaneous", "in_turn"), update=update)
+        checks.one_of(("pairwise", "dml_e", "symmetric"), mimicry=mimicry)
+        checks.one_of(("mean", "sum"), reduce=reduce)
+        checks.positive(temperature=temperature)
+        checks.not_negative(weight=weight, ramp_epochs=ramp_epochs)
+        if views > 1 and topology != "complete":
+            raise InputError(f"topology: found {topology!r} with views={views}; several views need 'complete'")
+        if views == 1:
+            _refuse_equal(peers)
+        self.peers = nn.ModuleList(peers)
+        self.temperature, self.update, self.views = temperature, update, views
+        self.weight, self.ramp_epochs, self.mimicry, self.reduce = weight, ramp_epochs, mimicry, reduce
+        self.exchange, self.gather = exchange, gather
+        self.complete = topology == "complete" and mimicry != "symmetric"  # then the mean of the others is enough
+        rows = listening(topology, len(peers)) if views == 1 else listening("complete", len(peers) * views)
+        self.register_buffer("listening", rows, persistent=False)
+        self.turns = len(peers) if update == "in_turn" else 1
+        self.wants = Wants(views=views)
+
+    def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
+        """`ce`: each peer learns from the labels. `mimicry`: each peer learns from the others, which are constants."""
+        x = torch.cat(batch.inputs) if self.views > 1 else batch.inputs[0]  # [V·B, ...]
+        own = torch.cat([self._predict(i, x, progress.turn) for i in range(len(self.peers))])  # [K·V·B, C]
+        own = own.reshape(-1, len(batch.labels), own.shape[-1])  # [K·V, B, C]
+        ce, mimicry = self._scores(own, batch.labels)  # [K·V, B]
+        if self.update == "in_turn":
+            learner = slice(progress.turn * self.views, (progress.turn + 1) * self.views)
+            ce, mimicry = ce[learner], mimicry[learner]
+        weight = self.weight * self.temperature**2
+        terms = {"ce": ce.mean(1).sum(), "mimicry": weight * mimicry.mean(1).sum()}
+        if self.ramp_epochs:
+            terms["mimicry"] = terms["mimicry"] * ramp(progress, self.ramp_epochs, terms["mimicry"].dtype)
+        return Output(terms, own.detach()[:: self.views])
+
+    def _scores(self, own: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and mimicry of each prediction. `[k, B, C], [B] or [B, C] -> [k, B], [k, B]`."""
+        plain = self.complete and self.mimicry == "pairwise" and self.temperature == 1 and labels.dim() == 1
+        if plain and own[0].numel() > losses.MANY:
+            ce, mimicry = losses.mutual(own, labels, self.exchange, self.smoothing)
+        else:
+            log_p = losses.log_probs(own, self.temperature)
+            mimicry = self._from_mean(log_p) if self.complete else self._from_all(log_p)
+            shared = log_p if self.temperature == 1 else losses.log_probs(own)
+            ce = losses.nll(shared, labels, self.smoothing)
+        return ce, mimicry * (len(self.listening) - 1) if self.complete and self.reduce == "sum" else mimicry
+
+    def _from_mean(self, log_p: Tensor) -> Tensor:
+        """Mimicry of the mean of all the others. `[k, B, C] -> [k, B]`."""
+        constants = log_p.detach()
+        p = constants.exp()
+        voices = torch.cat([p, (p * constants).sum(-1, keepdim=True)], -1)  # [k, B, C+1]: Σ p log p travels beside p
+        others = self.exchange(voices)
+        target, constant = others[..., :-1], others[..., -1]
+        if self.mimicry == "dml_e":
+            constant = _neg_entropy(target)
+        return constant - (target * log_p).sum(-1)
+
+    def _from_all(self, log_p: Tensor) -> Tensor:
+        """Mimicry of whom each peer listens to. `[k, B, C] -> [k, B]`."""
+        heard, mine = self.gather(log_p.detach())  # [K, B, C]
+        rows = self.listening[mine].to(log_p)  # [k, K]
+        if self.reduce == "sum":
+            rows = rows * (rows > 0).sum(1, keepdim=True)
+        p = heard.exp()
+        target = _mix(rows, p)  # [k, B, C]
+        constant = _neg_entropy(target) if self.mimicry == "dml_e" else _mix(rows, (p * heard).sum(-1))
+        found = constant - (target * log_p).sum(-1)
+        if self.mimicry == "symmetric":
+            own = log_p.exp()
+            backward = rows.sum(1)[:, None] * (own * log_p).sum(-1) - (own * _mix(rows, heard)).sum(-1)
+            found = (found + backward) / 2
+        return found
+
+    def _predict(self, i: int, x: Tensor, turn: int) -> Tensor:
+        """Peer i's logits. An idle peer only predicts: its batch-norm buffers do not move, no gradient is made."""
+        peer = self.peers[i]
+        if self.update == "simultaneous" or i == turn:
+            logits: Tensor = peer(x)
+        else:
+            with torch.no_grad():
+                logits = functional_call(peer, {name: b.clone() for name, b in peer.named_buffers()}, (x,))
+        return logits
+
+    def students(self) -> dict[str, nn.Module]:
+        """The peers."""
+        return {f"peer{i}": peer for i, peer in enumerate(self.peers)}
+
+    def ensemble(self) -> nn.Module | None:
+        """The mean of the peers' probabilities."""
+        return MeanProbability(self.peers) if len(self.peers) > 1 else None
+
+    def shard(self, students: Sequence[int], exchange: Exchange) -> DML | None:
+        """A DML over some of the peers, the same modules; None where a peer needs more than the mean of the others."""
+        if not self.complete or self.update == "in_turn":
+            return None
+        part = copy.copy(self)
+        part._modules = {"peers": nn.ModuleList(self.peers[i] for i in students)}
+        part.exchange = exchange
+        return part
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """One group per peer: the gradient of the summed loss is block-diagonal, so this *is* K optimizers."""
+        return [{"name": f"peer{i}", "params": list(peer.parameters())} for i, peer in enumerate(self.peers)]
+
+
+def _mix(rows: Tensor, voices: Tensor) -> Tensor:
+    """Σ_l rows[k, l] voices[l], summed in peer order, so that every engine gives the same bits. `[k, K], [K, ...]`."""
+    shape = (-1, *[1] * (voices.dim() - 1))
+    return reduce(torch.add, [rows[:, j].reshape(shape) * voice for j, voice in enumerate(voices.unbind(0))])
+
+
+def _neg_entropy(probs: Tensor) -> Tensor:
+    """Σ_c q log q; a mean that rounding took below 0 counts as 0. `[..., C] -> [...]`."""
+    q = probs.clamp_min(0)
+    return torch.xlogy(q, q).sum(-1)
+
+
+def _refuse_equal(peers: Sequence[nn.Module]) -> None:
+    """Peers with equal weights predict the same and teach each other nothing, unless dropout sets them apart."""
+    for i, a in enumerate(peers):
+        for j, b in enumerate(peers[:i]):
+            if a is b:
+                raise InputError(f"dml: peers {j} and {i} are one and the same network; give each peer its own")
+            drops = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in a.modules())
+            if not drops and _equal(a, b):
+                raise InputError(
+                    f"dml: peers {j} and {i} start with equal weights, so they would stay equal and learn nothing from "
+                    "each other; start each from its own seed, or break the symmetry by dropout or views=2"
+                )
+
+
+def _equal(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = dict(a.named_parameters()), dict(b.named_parameters())
+    return ours.keys() == theirs.keys() and all(torch.equal(p, theirs[name]) for name, p in ours.items())

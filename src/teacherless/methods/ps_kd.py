@@ -1,0 +1,103 @@
+"""PS-KD: one network learns from what it said of the same image an epoch ago.
+
+What:
+    Progressive self-knowledge distillation. The labels are softened by the network's own past predictions, more so as
+    it learns. Whose prediction is the soft target? My past's.
+
+Formula:
+    L = (1 - α_t) CE(z, y) + α_t CE(z, p_{t-1}(x)),  α_t = alpha · t / epochs,  t = 1 … epochs
+    p_{t-1}(x): the probabilities of the epoch before, kept in a table. No temperature.
+
+Paper:
+    Kim, Ji, Yoon, Hwang: Self-Knowledge Distillation with Progressive Refinement of Targets, ICCV 2021
+    (arXiv:2006.12000), section 3.
+
+Defaults:
+    alpha 0.8, the paper's.
+
+Where we differ from the paper, and from the authors' code:
+    The first epoch has no past and a row that was never seen has none later (the last, partial batch of an epoch is
+    dropped): there the label takes the past's place (unseen "label"). A row that is missed once keeps its older
+    prediction. The past is of another distortion of the image, as in the authors' code.
+    The table is in the network's dtype, and is part of the method's state: what resume needs.
+    Variant `released` reproduces main.py with loss/pskd_loss.py of lgcnsai/PS-KD-Pytorch: α_t and the reduction (sum
+    over classes, mean over samples) are the same; there a row unseen in the first epoch counts as zeros from then on
+    (unseen "zero"), so its target adds up to 1 - α_t only. The table there is always float32, updated row by row.
+
+Ships:
+    `student`, the network itself; the table stays behind.
+
+Cost:
+    One forward and backward per batch, as plain, and a table of N·C numbers (N training images, C classes): 20 MB for
+    CIFAR-100, 5 GB for ImageNet, in float32.
+
+Results:
+    See docs/log.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from teacherless import losses
+from teacherless.errors import InputError
+from teacherless.method import Batch, Method, Output, Progress, Wants
+from teacherless.methods import _checks as checks
+
+
+class PSKD(Method):
+    """One network and the memory of its predictions.
+
+    Args:
+        student: a network that maps a tensor to logits `[B, C]`.
+        num_samples: N, rows of the training set.
+        num_classes: C.
+        alpha: weight of the past in the last epoch.
+        unseen: what stands in for the past of a row that has none: its "label", or "zero" after the first epoch.
+
+    Raises: InputError for numbers out of range, and for a batch without `index`.
+    """
+
+    wants = Wants(index=True)
+    variants: ClassVar[dict[str, dict[str, Any]]] = {"released": {"unseen": "zero"}}
+    memory: Tensor
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        num_samples: int,
+        num_classes: int,
+        alpha: float = 0.8,
+        unseen: Literal["label", "zero"] = "label",
+    ) -> None:
+        super().__init__()
+        checks.positive(num_samples=num_samples, num_classes=num_classes, alpha=alpha)
+        checks.share(alpha=alpha)
+        checks.one_of(("label", "zero"), unseen=unseen)
+        self.student, self.alpha, self.unseen = student, alpha, unseen
+        like = next(student.parameters(), torch.empty(0))
+        self.register_buffer("memory", like.new_zeros(num_samples, num_classes).requires_grad_(False))
+
+    def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
+        """`ce`: the student learns from the labels. `past`: from what it said an epoch ago. Remembers what it says."""
+        if batch.index is None:
+            raise InputError("ps-kd: needs the samples' rows in the training set, and the batch has no index")
+        logits = self.student(batch.inputs[0])  # [B, C]
+        ce = losses.ce(logits, batch.labels, self.smoothing)
+        past = self.memory[batch.index]  # [B, C]
+        no_past = past.sum(1) < 0.5  # a row of probabilities adds up to 1
+        if self.unseen == "zero":
+            no_past = no_past & (progress.epoch == 0)
+        soft = torch.where(no_past, ce, losses.soft_ce(logits, past))  # [B]
+        alpha = self.alpha * (progress.epoch.to(ce.dtype) + 1) / progress.epochs
+        if self.training:
+            self.memory[batch.index] = losses.log_probs(logits.detach()).exp().to(self.memory.dtype)
+        return Output({"ce": ((1 - alpha) * ce).mean(), "past": (alpha * soft).mean()}, logits.detach()[None])
+
+    def students(self) -> dict[str, nn.Module]:
+        """The one network."""
+        return {"student": self.student}

@@ -1,0 +1,431 @@
+"""A network somebody else wrote, as methods need it, and never edited.
+
+`Foreign` stands around a network: it has the network's keys, reads logits from whatever it returns, and looks inside by
+hooks. Stages are module paths. Where none are named, they are the last modules before the maps shrink; of a
+transformer, four of its blocks.
+
+A network is cut after a stage, for ONE, without a word about how its modules are wired. The trunk runs the network's
+own `forward` up to that stage and keeps what every module on the way answered. A branch runs `forward` again from the
+start, but there the trunk's modules repeat their answers instead of computing; what comes after the stage is the
+branch's own.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from teacherless.errors import InputError
+from teacherless.models.staged import Insides, Look, at_rest, fresh
+from teacherless.models.trace import (
+    Call,
+    channels,
+    channels_last,
+    default_stages,
+    first_tensor,
+    is_layer,
+    join,
+    watching,
+)
+
+# Sides of the images a network is looked into with, tried in this order.
+SIDES = (64, 32, 28, 16, 8, 96, 128, 224, 256, 299, 384)
+
+
+def adapt(net: nn.Module, *, stages: str | Sequence[str] | None = None, example: Tensor | None = None) -> Foreign:
+    """Any module as the methods need it: logits out, and insides with names. `net` itself stays as it is.
+
+    Args:
+        net: maps a tensor to logits `[B, C]`, to a tuple or list with them first, or to a dict or an object with
+            `logits`.
+        stages: the stages' module paths, "layer1+layer2+layer3" or a sequence; by default they are found.
+        example: a batch it can read; by default square images of a few sizes are tried.
+
+    Returns: a network with the keys of `net`, which shares its weights.
+    Raises: InputError for a stage that is not there; when it is looked into, for stages that cannot be used.
+    """
+    inner = net.net if isinstance(net, Foreign) else net
+    return Foreign(inner, stages=stages, example=example, spec=getattr(net, "spec", None))
+
+
+class Anatomy(NamedTuple):
+    """What one look into a network finds."""
+
+    calls: dict[str, Call]  # by module path
+    stages: list[str]
+    head: str
+    logits: torch.Size
+
+
+class Heard(NamedTuple):
+    """What a trunk says: enough for a branch to go on."""
+
+    x: Tensor
+    map: Tensor  # of its last stage
+    answers: dict[str, list[Any]]  # of each of its modules, in the order of their calls
+
+
+class Foreign(Insides):
+    """Somebody's network, untouched: logits out, its own keys, insides by module path. `net` is the network itself.
+
+    Args:
+        net: any module, see `adapt`.
+        stages: module paths.
+        example: a batch it can read.
+        size: height and width of images that it can read.
+        spec: what rebuilds it.
+        build: makes another one, freshly initialised.
+
+    Raises: InputError for a stage that is not there.
+    """
+
+    grey_as_rgb = False  # images of one channel for a network that reads three
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        stages: str | Sequence[str] | None = None,
+        example: Tensor | None = None,
+        size: tuple[int, int] | None = None,
+        spec: dict[str, Any] | None = None,
+        build: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        cls = type(net)
+        self.spec = spec or {"architecture": None, "class": f"{cls.__module__}.{cls.__qualname__}"}
+        self.name = self.spec["architecture"] or cls.__name__
+        self.named = [part for part in stages.split("+") if part] if isinstance(stages, str) else list(stages or ())
+        self._example, self._size, self._build = example, size, build
+        self.register_load_state_dict_pre_hook(_add_prefix)  # type: ignore[no-untyped-call]
+        paths = [path for path, _ in net.named_modules()]
+        for stage in self.named:
+            if stage not in paths:
+                near = difflib.get_close_matches(stage, paths, n=1, cutoff=0.3)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise InputError(f"stages: {self.name} has no module {stage!r}{hint} (it has {_outline(net)})")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, `[B, C]`. Raises: InputError if the network's output cannot be read as logits."""
+        return read_logits(self.net(x.expand(-1, 3, -1, -1) if self.grey_as_rgb else x), self.name)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's own, with its own keys."""
+        return self.net.state_dict(*args, **kwargs)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """What there is to know of its insides. Raises: InputError if it reads no example, or stages do not follow."""
+        calls, logits = self._trace()
+        leaves = [path for path, module in self.net.named_modules() if path in calls and is_layer(module)]
+        if not leaves:
+            raise InputError(f"{self.name}: has no layers inside that could be a stage or a head")
+        head = max(leaves, key=lambda path: calls[path].ended)
+        found = Anatomy(calls, self.named or default_stages(self.net, calls, head, logits[0]), head, logits)
+        self._check(found)
+        return found
+
+    @property
+    def channels(self) -> list[int]:
+        """C_i of every stage. Raises: InputError if none were named and none can be found."""
+        found = self.anatomy
+        if not found.stages:
+            raise InputError(f"{self.name}: its stages are not known; name them: stages=a+b+c (it has "
+                             f"{_outline(self.net)})")  # fmt: skip
+        return [channels(_said(found, stage)) for stage in found.stages]
+
+    @property
+    def dim(self) -> int:
+        """D, the width of what the head reads."""
+        heard = self.anatomy.calls[self.anatomy.head].heard
+        assert heard is not None
+        return heard[1:].numel()
+
+    @property
+    def maps(self) -> bool:
+        """Whether every stage gives a map; tokens are none."""
+        return all(len(_said(self.anatomy, stage)) == 4 for stage in self.anatomy.stages)
+
+    def look(self, x: Tensor) -> Look:
+        """Maps, embedding and logits of `[B, ...]`, in one pass."""
+        found: dict[str, Tensor] = {}
+        embedding: list[Tensor] = []
+        with ExitStack() as hooks:
+            for stage in self.anatomy.stages:
+                hooks.callback(self._on_exit(stage, partial(found.__setitem__, stage)))
+            head = self.net.get_submodule(self.anatomy.head)
+            hooks.callback(head.register_forward_pre_hook(lambda _, args: embedding.append(args[0])).remove)
+            logits = self(x)
+        maps = [self._as_map(stage, found[stage]) for stage in self.anatomy.stages]
+        return Look(maps, embedding[-1].flatten(1), logits)
+
+    def reach(self, x: Tensor, stage: int) -> Tensor:
+        """The output of one stage; what comes after it is not run."""
+        path = self.anatomy.stages[stage]
+        return self._as_map(path, self._run_to(path, x))
+
+    def lower(self, stage: int) -> list[nn.Parameter]:
+        """The parameters up to a stage, and those of which it is not known when they are used."""
+        upper = {id(p) for path in self._cut(stage + 1)[1] for p in self.net.get_submodule(path).parameters()}
+        return [p for p in self.net.parameters() if id(p) not in upper]
+
+    def exit(self) -> tuple[nn.Module, nn.Module]:
+        """The mean over places and a linear layer."""
+        pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return pool, nn.Linear(self.channels[-1], self.anatomy.logits[1])
+
+    def trunk(self, stages: int) -> Trunk:
+        """The first `stages` stages. Registers nothing: a branch has the network."""
+        return Trunk(self, stages)
+
+    def branch(self, stages: int) -> Branch:
+        """The network after the first `stages` stages; the module holds all of it."""
+        return Branch(self)
+
+    def split_map(self, trunk_output: Heard) -> Tensor:
+        """The last stage's map in what `trunk` returns."""
+        return trunk_output.map
+
+    def twin(self, stages: int, *, copy_init: bool) -> Self:
+        """A network over the same first `stages` stages; its others start afresh, or are copies with a new head.
+
+        Parameters that a container uses itself (a class token, positions) are shared, whenever they are used.
+        """
+        shared, own = self._cut(stages)
+        theirs = {id(t) for path in own for t in _tensors(self.net.get_submodule(path))}
+        memo: dict[int, Any] = {id(t): t for t in _tensors(self.net) if id(t) not in theirs}
+        memo |= {id(module): module for module in map(self.net.get_submodule, shared)}
+        other = copy.deepcopy(self, memo)
+        donor = self._build() if self._build else None
+        for path in [self.anatomy.head] if copy_init else own:
+            module = other.net.get_submodule(path)
+            if donor is None:
+                fresh(module)
+            else:
+                module.load_state_dict(donor.get_submodule(path).state_dict())
+        return other
+
+    # How it is looked into -------------------------------------------------------------------------------------------
+
+    def _trace(self) -> tuple[dict[str, Call], torch.Size]:
+        """Run an example and note when every module ran; and the shape of the logits."""
+        reason = ""
+        for x in self._examples():
+            calls: dict[str, Call] = {}
+            try:
+                with at_rest(self), watching(self.net, calls):
+                    return calls, self(x).shape
+            except InputError:
+                raise
+            except Exception as error:  # a foreign network may raise anything; another size may do
+                reason = reason or first_line(error)
+        raise InputError(f"{self.name}: cannot look inside ({reason or 'what it reads is not known'}); show it a batch "
+                         "that it can read: teacherless.adapt(net, example=x)")  # fmt: skip
+
+    def _examples(self) -> Iterator[Tensor]:
+        like = next((p for p in self.net.parameters() if p.is_floating_point()), torch.empty(0))
+        if self._example is not None:
+            yield self._example.to(like.device)
+            return
+        first = next((m.in_channels for m in self.net.modules() if isinstance(m, nn.Conv2d)), None)
+        channels = self.spec.get("in_channels", first)
+        if channels is not None:
+            sizes = [(side, side) for side in SIDES]
+            if self._size is not None:
+                sizes.insert(1, self._size)
+            for size in sizes:
+                yield torch.zeros(2, channels, *size, dtype=like.dtype, device=like.device)
+
+    def _check(self, found: Anatomy) -> None:
+        """Raises: InputError for stages that are not run once, in order, before the head, with a tensor to show."""
+        before = -1
+        for stage in found.stages:
+            call = found.calls.get(stage, Call(0))
+            if call.count != 1:
+                raise InputError(f"stages: {stage!r} of {self.name} runs {call.count} times; a stage must run once")
+            batch = found.logits[0]
+            if call.said is None or not 2 <= len(call.said) <= 4 or call.said[0] != batch:
+                shape = None if call.said is None else list(call.said)
+                raise InputError(f"stages: {stage!r} of {self.name} gives {shape} for a batch of {batch}; must be a "
+                                 "tensor [B, C, H, W], [B, N, C] or [B, C]")  # fmt: skip
+            if call.ended < before:
+                raise InputError(f"stages: {stage!r} of {self.name} runs before the stage named before it")
+            before = call.ended
+        if found.calls[found.head].began < before:
+            raise InputError(f"stages: {found.stages[-1]!r} of {self.name} holds its head, {found.head!r}; a stage "
+                             "must end before it")  # fmt: skip
+
+    def _cut(self, stages: int) -> tuple[list[str], list[str]]:
+        """Paths of the modules that run only up to a stage, and of those that run only after it, as few as can be."""
+        calls = self.anatomy.calls
+        end = calls[self.anatomy.stages[stages - 1]].ended if stages else -1
+        before: list[str] = []
+        after: list[str] = []
+
+        def sort(path: str, module: nn.Module) -> None:
+            call = calls.get(path)
+            if call and call.began > end:
+                after.append(path)
+            elif (call and call.ended <= end) or not any(True for _ in module.children()):
+                before.append(path)  # also what ran on both sides, or never: it is one module for all
+            else:
+                for name, child in module.named_children():
+                    sort(join(path, name), child)
+
+        sort("", self.net)
+        return before, after
+
+    def _as_map(self, stage: str, output: Tensor) -> Tensor:
+        return output.permute(0, 3, 1, 2) if channels_last(_said(self.anatomy, stage)) else output
+
+    def _on_exit(self, path: str, use: Callable[[Tensor], None]) -> Callable[[], None]:
+        """Call `use` with what a module says; returns what undoes that."""
+
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            said = first_tensor(output)
+            assert said is not None, path
+            use(said)
+
+        return self.net.get_submodule(path).register_forward_hook(hook).remove
+
+    def _run_to(self, path: str, x: Tensor) -> Tensor:
+        def stop(output: Tensor) -> None:
+            raise _Reached(output)
+
+        remove = self._on_exit(path, stop)
+        try:
+            self(x)
+        except _Reached as reached:
+            return reached.output
+        finally:
+            remove()
+        raise AssertionError(f"{path} was not run")
+
+
+class Trunk(nn.Module):
+    """A foreign network up to a stage."""
+
+    def __init__(self, foreign: Foreign, stages: int) -> None:
+        super().__init__()
+        self._foreign = (foreign,)  # a tuple: not registered
+        self._stage = foreign.anatomy.stages[stages - 1]
+        calls = foreign.anatomy.calls
+        end = calls[self._stage].ended
+        self._before = [path for path in foreign._cut(stages)[0] if path in calls and calls[path].ended <= end]
+
+    def forward(self, x: Tensor) -> Heard:
+        """`[B, ...]` -> the stage's map, and what every module said."""
+        (foreign,) = self._foreign
+        answers: dict[str, list[Any]] = {path: [] for path in self._before}
+        with ExitStack() as hooks:
+            for path, said in answers.items():
+                module = foreign.net.get_submodule(path)
+                hooks.callback(
+                    module.register_forward_hook(lambda _m, _a, output, said=said: said.append(output)).remove
+                )
+            output = foreign._run_to(self._stage, x)
+        return Heard(x, foreign._as_map(self._stage, output), answers)
+
+
+class Branch(nn.Module):
+    """A foreign network after a stage: its own `forward`, in which the trunk's modules repeat what they said."""
+
+    def __init__(self, foreign: Foreign) -> None:
+        super().__init__()
+        self.foreign = foreign
+
+    def forward(self, heard: Heard) -> Tensor:
+        """What a trunk said -> logits `[B, C]`.
+
+        Raises: InputError if the network changes a shared map in place: the next branch would read the changed one.
+        """
+        foreign = self.foreign
+        versions = {path: _versions(said) for path, said in heard.answers.items()}
+        with repeating({foreign.net.get_submodule(path): said for path, said in heard.answers.items()}):
+            logits: Tensor = foreign(heard.x)
+        for path, said in heard.answers.items():
+            if _versions(said) != versions[path]:
+                raise InputError(f"{foreign.name}: changes the output of {path!r} in place after the split, so "
+                                 "branches cannot share it; split elsewhere")  # fmt: skip
+        return logits
+
+
+class _Reached(Exception):
+    """Carries a stage's output out of a network."""
+
+    def __init__(self, output: Tensor) -> None:
+        self.output = output
+
+
+@contextmanager
+def repeating(answers: Mapping[nn.Module, list[Any]]) -> Iterator[None]:
+    """Inside, these modules return what they are told, call after call, and compute nothing."""
+    before = {module: vars(module).get("forward") for module in answers}
+    try:
+        for module, said in answers.items():
+            module.forward = partial(_next, iter(said))
+        yield
+    finally:
+        for module, forward in before.items():
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+
+
+def _next(said: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
+    return next(said)
+
+
+def read_logits(output: Any, name: str) -> Tensor:
+    """The logits `[B, C]` in what a network returned. Raises: InputError if there are none."""
+    found = output
+    if not isinstance(output, Tensor):
+        if hasattr(output, "logits"):
+            found = output.logits
+        elif isinstance(output, Mapping):
+            found = output.get("logits", next(iter(output.values())) if len(output) == 1 else None)
+        elif isinstance(output, (tuple, list)):
+            found = next(iter(output), None)
+    if isinstance(found, Tensor) and found.dim() == 2:
+        return found
+    shown = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(output).__name__}"
+    raise InputError(f"{name}: found {shown} as output; must be logits [B, classes], or a tuple, dict or object that "
+                     "has them first or as 'logits'")  # fmt: skip
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _versions(said: list[Any]) -> list[int]:
+    return [tensor._version for tensor in map(first_tensor, said) if tensor is not None]
+
+
+def _said(anatomy: Anatomy, stage: str) -> torch.Size:
+    shape = anatomy.calls[stage].said
+    assert shape is not None
+    return shape
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".removesuffix(": ")
+
+
+def _outline(net: nn.Module) -> str:
+    names = [name for name, _ in net.named_children()]
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "no modules inside"
+
+
+def _add_prefix(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """The state's keys are the network's own; inside, it is a child."""
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        state_dict[f"{prefix}net.{key.removeprefix(prefix)}"] = state_dict.pop(key)

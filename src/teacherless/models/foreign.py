@@ -1,0 +1,140 @@
+"""Somebody else's networks, by name: `timm/NAME`, `torchvision/NAME`, `package.module:function`.
+
+Extras are imported when a name asks for them. What comes back is the untouched network in `Foreign`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from teacherless.errors import InputError
+from teacherless.models.adapted import Foreign, first_line
+
+
+def is_foreign(architecture: str) -> bool:
+    """Whether a name is of somebody else's network."""
+    return "/" in architecture or ":" in architecture
+
+
+def create(
+    architecture: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    pretrained: bool = False,
+    stages: str | Sequence[str] | None = None,
+    size: tuple[int, int] | None = None,
+    **kwargs: Any,
+) -> Foreign:
+    """A network by its name; arguments as of `models.create`. Draws from the global generator.
+
+    Raises: InputError, in one line, for a name nobody knows, an extra that is missing or broken, arguments that would
+        load weights, a factory that raises or returns no module, and weights that cannot be had.
+    """
+    for key in kwargs:
+        if any(word in key for word in ("pretrained", "weights", "checkpoint", "cache", "file", "url")):
+            raise InputError(f"{architecture}: found {key}={kwargs[key]!r}; weights come by --pretrained only")
+    prefix, _, name = architecture.partition("/")
+    if ":" in architecture:
+        factory, name = _imported, architecture
+    elif prefix in FACTORIES:
+        factory = FACTORIES[prefix]
+    else:
+        raise InputError(f"found {architecture!r}; must be timm/NAME, torchvision/NAME or package.module:function")
+    build = partial(_build, architecture, factory, name, num_classes, in_channels, kwargs)
+    given = {} if stages is None else {"stages": stages if isinstance(stages, str) else list(stages)}
+    spec = {"architecture": architecture, "num_classes": num_classes, "in_channels": in_channels, **given, **kwargs}
+    net = Foreign(build(pretrained), stages=stages, size=size, spec=spec, build=partial(build, False))
+    net.pretrained = pretrained
+    net.grey_as_rgb = prefix == "torchvision" and in_channels == 1
+    return net
+
+
+def _build(
+    architecture: str,
+    factory: Callable[..., nn.Module],
+    name: str,
+    classes: int,
+    channels: int,
+    kwargs: dict[str, Any],
+    pretrained: bool,
+) -> nn.Module:
+    """Call a factory. Raises: InputError that shows what it raised."""
+    try:
+        net = factory(name, classes, channels, pretrained, **kwargs)
+    except InputError:
+        raise
+    except Exception as error:
+        what = "cannot be had with pretrained weights" if pretrained else "cannot be built"
+        raise InputError(f"{architecture}: {what}: {first_line(error)}") from error
+    if not isinstance(net, nn.Module):
+        raise InputError(f"{architecture}: found a {type(net).__name__}; the function must return a torch.nn.Module")
+    return net
+
+
+def _timm(name: str, classes: int, channels: int, pretrained: bool, **kwargs: Any) -> nn.Module:
+    timm = _extra("timm", f"timm/{name}")
+    if ":" in name or not timm.is_model(name.split(".")[0]):
+        raise _nobody_knows("timm", name, timm.list_models())
+    net: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=classes, in_chans=channels, **kwargs)
+    return net
+
+
+def _torchvision(name: str, classes: int, channels: int, pretrained: bool, **kwargs: Any) -> nn.Module:
+    zoo = _extra("torchvision", f"torchvision/{name}").models
+    if name not in zoo.list_models(module=zoo):
+        raise _nobody_knows("torchvision", name, zoo.list_models(module=zoo))
+    if channels not in (1, 3):
+        raise InputError(f"torchvision/{name}: found images of {channels} channels; it reads 3 (or 1, repeated)")
+    net: nn.Module = zoo.get_model(name, weights=None, num_classes=classes, **kwargs)
+    if pretrained:  # not by `weights=`: torchvision refuses other classes than the weights'
+        own = net.state_dict()
+        found = zoo.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        fitting = {key: value for key, value in found.items() if key in own and value.shape == own[key].shape}
+        net.load_state_dict({**own, **fitting})
+    return net
+
+
+def _imported(path: str, classes: int, channels: int, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """`package.module:function`, called with what it takes of num_classes, in_channels and pretrained."""
+    module, _, name = path.partition(":")
+    here = os.getcwd()  # as `python -m` does, and a console script does not
+    sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module), name)
+    finally:
+        sys.path.remove(here)
+    takes = inspect.signature(function).parameters
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    offered = {"num_classes": classes, "in_channels": channels, "pretrained": pretrained}
+    if pretrained and not anything and "pretrained" not in takes:
+        raise InputError(f"{path}: takes no argument pretrained, so --pretrained has no effect")
+    net: nn.Module = function(**{key: value for key, value in offered.items() if anything or key in takes}, **kwargs)
+    return net
+
+
+FACTORIES: dict[str, Callable[..., nn.Module]] = {"timm": _timm, "torchvision": _torchvision}
+
+
+def _extra(package: str, wanted_by: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except Exception as error:  # a broken install raises anything
+        state = "is not installed" if isinstance(error, ModuleNotFoundError) and error.name == package else "is broken"
+        raise InputError(f"{wanted_by}: {package} {state} ({first_line(error)}); "
+                         f"pip install 'teacherless[{package}]'") from error  # fmt: skip
+
+
+def _nobody_knows(package: str, name: str, known: Sequence[str]) -> InputError:
+    near = ", ".join(difflib.get_close_matches(name, known, n=3)) or "nothing like it"
+    return InputError(f"unknown model {package}/{name}; of {len(known)}, {package} has {near}")

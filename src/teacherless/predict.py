@@ -1,0 +1,79 @@
+"""Classes and probabilities of image files, from a shipped student."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from teacherless import losses, run
+from teacherless.data import images
+from teacherless.data.augment import normalise
+from teacherless.errors import InputError
+from teacherless.evaluate import evaluating
+from teacherless.models.files import Student
+
+BATCH = 64
+
+
+class Prediction(NamedTuple):
+    """One file: its classes, most probable first, or why it cannot be read."""
+
+    path: Path
+    probabilities: dict[str, float]
+    error: str | None
+
+
+def student_of(path: Path, *, trust_imports: bool = False) -> Student:
+    """A student's folder; of a run folder, the student it says to ship. Raises: InputError."""
+    _, students = run.read_folder(path, trust_imports=trust_imports)
+    summary = run.read_json(path / "summary.json")
+    return students[summary["chosen"]] if summary else next(iter(students.values()))
+
+
+def find(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and every image below the folders named. Raises: InputError for a path that does not exist."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file())
+        elif path.exists():
+            found.append(path)
+        else:
+            raise InputError(f"{path}: no such file or folder")
+    if not found:
+        raise InputError(f"{', '.join(map(str, paths))}: no images in there")
+    return found
+
+
+def predict(student: Student, paths: Sequence[Path], top: int = 5) -> Iterator[Prediction]:
+    """A prediction per file, in order; a file that cannot be read has an error and no classes."""
+    for start in range(0, len(paths), BATCH):
+        some = paths[start : start + BATCH]
+        read = [_read(path, student.config) for path in some]
+        arrays = [torch.from_numpy(found.copy()) for found in read if not isinstance(found, str)]
+        rows = iter(_probabilities(student, torch.stack(arrays)).tolist() if arrays else [])
+        for path, found in zip(some, read, strict=True):
+            if isinstance(found, str):
+                yield Prediction(path, {}, found)
+            else:
+                ranked = sorted(zip(student.config["classes"], next(rows), strict=True), key=lambda pair: -pair[1])
+                yield Prediction(path, dict(ranked[:top]), None)
+
+
+def _read(path: Path, config: dict[str, Any]) -> images.Pixels | str:
+    try:
+        with images.quietly():
+            return images.read(path, tuple(config["input_size"]), config["channels"])
+    except images.Unreadable as error:
+        return str(error)
+
+
+@torch.no_grad()
+def _probabilities(student: Student, pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 `[B, H, W, C] -> [B, classes]`."""
+    x = normalise(pixels, student.config["mean"], student.config["std"])
+    with evaluating([student.net]):
+        return losses.log_probs(student.net(x)).exp()

@@ -1,0 +1,156 @@
+"""Re-identification: who of the gallery shows the person of the query? Features in, CMC and mAP out.
+
+The protocol is Market-1501's (Zheng et al. 2015, and its evaluation code). For a query of person i seen by camera c, a
+gallery image is
+
+    right   if it shows person i from another camera,
+    junk    if it shows person i from camera c, or has id -1 (a bad detection): it is taken out of the ranking,
+    wrong   otherwise; distractors (id 0) always are.
+
+A query without a right image is left out. AP is the area under precision and recall by trapezoids, as that code
+computes it: at the k-th right image, found at place j of the ranking, precision is the mean of k/j and (k-1)/(j-1); at
+place 1 it is 1. (A sum of rectangles gives another number: scikit-learn's is about 2 points higher.)
+Equal distances rank in the order of the gallery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from teacherless.errors import InputError
+from teacherless.evaluate import evaluating
+from teacherless.method import Batch
+
+JUNK = -1  # the id of what is neither right nor wrong
+DISTRACTOR = 0  # the id of what is always wrong
+RANKS = (1, 5, 10)
+CHUNK = 256  # queries whose ranking is in memory at one time
+
+
+class Seen(NamedTuple):
+    """Images by what a network sees in them."""
+
+    features: Tensor  # [N, D]
+    ids: Tensor  # [N] of persons
+    cameras: Tensor  # [N]
+
+
+def reid(query: Seen, gallery: Seen, multi: Seen | None = None) -> dict[str, float]:
+    """Rank-1/5/10 and mAP, in percent, by the angle between features (the same ranking as Euclidean distance between
+    features of length 1).
+
+    Args:
+        query: one image for each question.
+        gallery: where the answers are.
+        multi: more images of the queries' persons; each query becomes the mean of those of its person and camera.
+
+    Returns: `rank1`, `rank5`, `rank10`, `map`; with `multi`, also `mq_rank1`, … `mq_map`.
+    Raises: InputError if no query has a right image, or `multi` lacks the images of one.
+    """
+    found = _ranked(query, gallery)
+    if multi is not None:
+        found |= {f"mq_{name}": value for name, value in _ranked(pooled(query, multi), gallery).items()}
+    return found
+
+
+def _ranked(query: Seen, gallery: Seen) -> dict[str, float]:
+    wanted, there = unit(query.features), unit(gallery.features)
+    hits, precision = [], []
+    for rows in torch.split(torch.arange(len(wanted)), CHUNK):
+        distance = 1 - wanted[rows] @ there.T  # [Q, G]
+        asked = (query.ids[rows], query.cameras[rows])
+        first, ap = scores(distance, *asked, gallery.ids, gallery.cameras)
+        hits.append(first)
+        precision.append(ap)
+    first, ap = torch.cat(hits), torch.cat(precision)
+    if len(first) == 0:
+        raise InputError("re-id: no query has a right image in the gallery: the same person from another camera")
+    found = {f"rank{k}": 100 * float((first < k).double().mean()) for k in RANKS}
+    return found | {"map": 100 * float(ap.mean())}
+
+
+def scores(
+    distance: Tensor, ids: Tensor, cameras: Tensor, gallery_ids: Tensor, gallery_cameras: Tensor
+) -> tuple[Tensor, Tensor]:
+    """For every query that has a right image: the place of the first one, counted from 0, and its AP.
+
+    `[Q, G], [Q], [Q], [G], [G] -> [at most Q], [at most Q]`, int64 and float64.
+    """
+    same = ids[:, None] == gallery_ids  # [Q, G]
+    near = cameras[:, None] == gallery_cameras
+    junk = (gallery_ids == JUNK) | (same & near)
+    right = same & ~near & (gallery_ids != JUNK) & (gallery_ids != DISTRACTOR)
+    answered = right.any(1)
+    order = distance[answered].argsort(dim=1, stable=True)
+    right, junk = (each[answered].gather(1, order) for each in (right, junk))  # in order of distance
+    place = (~junk).cumsum(1).double()  # [Q, G] from 1, without the junk
+    count = right.cumsum(1).double()  # right ones so far
+    before = torch.where(place > 1, (count - 1) / (place - 1).clamp(min=1), 1.0)  # precision one place earlier
+    ap = ((count / place.clamp(min=1) + before) / 2 * right).sum(1) / count[:, -1:].squeeze(1)
+    first = place.masked_fill(~right, torch.inf).amin(1).long() - 1
+    return first, ap
+
+
+def pooled(query: Seen, multi: Seen) -> Seen:
+    """Each query as the mean of the unit features that `multi` has of its person and camera.
+
+    Raises: InputError for a query of which `multi` has no image.
+    """
+    asked, given = (torch.stack([seen.ids, seen.cameras], 1) for seen in (query, multi))
+    pairs, group = torch.unique(torch.cat([asked, given]), dim=0, return_inverse=True)  # [P, 2], [Q + M]
+    mine, theirs = group[: len(asked)], group[len(asked) :]
+    number = theirs.bincount(minlength=len(pairs))
+    if len(mine) and number[mine].min() == 0:
+        person, camera = asked[number[mine].argmin()].tolist()
+        raise InputError(f"re-id: found no image of person {person} from camera {camera} for multiple queries")
+    features = unit(multi.features)
+    total = torch.zeros(len(pairs), features.shape[1], dtype=features.dtype, device=features.device)
+    total = total.index_add(0, theirs, features)
+    return query._replace(features=(total / number.clamp(min=1)[:, None])[mine])
+
+
+def unit(features: Tensor) -> Tensor:
+    """Rows of length 1, at least float32. `[N, D] -> [N, D]`."""
+    return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=1)
+
+
+def cohort(features: Sequence[Tensor]) -> Tensor:
+    """What several networks see, side by side: each network's rows are made of length 1 first, so that none outweighs
+    the others. `K of [N, D_k] -> [N, ΣD_k]`."""
+    return torch.cat([unit(each) for each in features], 1)
+
+
+@torch.no_grad()
+def look(nets: Mapping[str, nn.Module], batches: Iterable[Batch], cameras: Tensor) -> dict[str, Seen]:
+    """What every network sees, in evaluation mode: the features that its head reads. Several see more: `ensemble`.
+
+    Args:
+        nets: networks with `embed`.
+        batches: their labels are persons, their index rows of `cameras`.
+        cameras: `[N]`.
+
+    Raises: InputError for a network without `embed`.
+    """
+    for name, net in nets.items():
+        if not callable(getattr(net, "embed", None)):
+            raise InputError(f"re-id: {name}: needs a network with stages, to read its features, and found "
+                             f"{type(net).__name__}; see teacherless.models.staged.Staged")  # fmt: skip
+    found: dict[str, list[Tensor]] = {name: [] for name in nets}
+    ids, rows = [], []
+    with evaluating(nets.values()):
+        for batch in batches:
+            assert batch.index is not None
+            ids.append(batch.labels)
+            rows.append(batch.index)
+            for name, net in nets.items():
+                found[name].append(net.embed(batch.inputs[0]).float())  # type: ignore[operator]
+    persons, seen_by = torch.cat(ids).cpu(), cameras[torch.cat(rows).cpu()]
+    seen = {name: torch.cat(each).cpu() for name, each in found.items()}
+    if len(seen) > 1:
+        seen["ensemble"] = cohort(list(seen.values()))
+    return {name: Seen(features, persons, seen_by) for name, features in seen.items()}

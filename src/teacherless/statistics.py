@@ -1,0 +1,255 @@
+"""Does it help? Paired differences to plain over seeds, with intervals, and a verdict in plain language.
+
+Every method is compared with plain **seed by seed**: the same split, sample order and initial weights, so that what the
+two share cancels in their difference. All intervals are about the choice of seeds, not about the choice of test images:
+`CAVEAT` says so wherever they are shown.
+
+Two intervals, and how they relate to the verdict:
+
+- `interval` is the 95 % t interval of one method's difference, on its own.
+- `corrected` is the same interval widened to the level at which Holm's procedure (1979) tests this method among all the
+  compared ones. It holds 0 exactly when the verdict is "no difference shown": the verdict is "+" or "-" only where the
+  Holm-adjusted p is below 0.05, and with no effect in any method a false verdict comes in at most 5 % of comparisons.
+  With one method both intervals are the same.
+
+The t interval is exact for normal differences, at any number of seeds from 2 up. The bootstrap (BCa, Efron 1987) is a
+second opinion for skewed ones and never decides: with few seeds it is too narrow (10 normal seeds: it covers the truth
+90 % of the time where the t interval covers it 95 %), so below 10 it is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypedDict
+
+import numpy as np
+from scipy import stats
+
+from teacherless.errors import InputError
+
+ALPHA = 0.05  # of a false verdict, over all methods
+POWER = 0.8  # of `seeds_needed`
+VISIBLE = 0.2  # points of accuracy: the difference that `needed` is about
+BOOTSTRAP_FROM = 10  # seeds
+CAVEAT = "intervals cover the choice of seeds, not of the test images"
+
+Interval = tuple[float, float]
+Sign = Literal["+", "-", "="]  # "=": no difference shown, which is not the same as no difference
+
+
+class Summary(TypedDict):
+    """One method, over its seeds."""
+
+    seeds: int
+    mean: float
+    std: float | None  # ddof 1; None at one seed
+
+
+class Difference(TypedDict):
+    """One method against plain, paired by seed. In the units of what was compared (percent points of accuracy)."""
+
+    seeds: int  # that both have
+    mean: float  # method minus plain
+    std: float | None  # of the paired differences, ddof 1; None at one seed
+    # None at one seed, and where all seeds gave the same difference: then nothing is known of its spread.
+    interval: Interval | None  # 95 %, this method alone
+    corrected: Interval | None  # 1 - level: without 0 exactly where sign is not "="
+    bootstrap: Interval | None  # 95 %, this method alone; from 10 seeds up
+    p: float | None  # two-sided paired t test
+    p_holm: float | None  # adjusted for the number of methods
+    level: float  # at which Holm's procedure tests this method
+    needed: int | None  # seeds to see a difference of 0.2 with 80 % power, at this level and with this std
+    sign: Sign
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Mean and standard deviation over seeds. Raises: InputError for none, and for one that is not finite."""
+    found = _finite(values)
+    return {
+        "seeds": len(found),
+        "mean": float(found.mean()),
+        "std": float(found.std(ddof=1)) if len(found) > 1 else None,
+    }
+
+
+def t_interval(values: Sequence[float], alpha: float = ALPHA) -> Interval:
+    """The two-sided 1 - alpha interval of the mean, by Student's t; one point where all values are equal.
+
+    Raises: InputError for fewer than two values: one seed says nothing about the spread.
+    """
+    found = _finite(values)
+    if len(found) < 2:
+        raise InputError(f"interval: found {len(found)} seed; an interval needs at least 2")
+    half = float(stats.t.isf(alpha / 2, len(found) - 1)) * float(found.std(ddof=1)) / math.sqrt(len(found))
+    return float(found.mean()) - half, float(found.mean()) + half
+
+
+def t_test(values: Sequence[float]) -> float:
+    """Two-sided p of a mean of 0, by Student's t. Raises: InputError for fewer than two values, or all equal."""
+    found = _finite(values)
+    if len(found) < 2 or _constant(found):
+        raise InputError("t test: found no spread; it needs at least 2 values that differ")
+    t = float(found.mean()) / (float(found.std(ddof=1)) / math.sqrt(len(found)))
+    return 2 * float(stats.t.sf(abs(t), len(found) - 1))
+
+
+def bootstrap_interval(
+    values: Sequence[float], alpha: float = ALPHA, *, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """The two-sided 1 - alpha interval of the mean, by the bias-corrected accelerated bootstrap (Efron 1987).
+
+    Raises: InputError for fewer than 10 values, where it would be too narrow.
+    """
+    found = _finite(values)
+    n = len(found)
+    if n < BOOTSTRAP_FROM:
+        raise InputError(f"bootstrap: found {n} seeds; needs at least {BOOTSTRAP_FROM}")
+    if _constant(found):
+        return float(found.mean()), float(found.mean())
+    means = found[np.random.default_rng(seed).integers(n, size=(resamples, n))].mean(1)
+    bias = stats.norm.ppf(((means < found.mean()).mean() + (means <= found.mean()).mean()) / 2)
+    pull = found - found.mean()  # the mean without a value, up to a factor that cancels below
+    acceleration = (pull**3).sum() / (6 * (pull**2).sum() ** 1.5)
+    z = bias + stats.norm.ppf([alpha / 2, 1 - alpha / 2])
+    low, high = np.quantile(means, stats.norm.cdf(bias + z / (1 - acceleration * z)))
+    return float(low), float(high)
+
+
+def holm(p: Sequence[float], alpha: float = ALPHA) -> tuple[list[float], list[float]]:
+    """Holm's step-down procedure over m tests: each one's adjusted p, and the level that it was tested at.
+
+    The test with the i-th smallest p (from 0) is tested at alpha / (m - i) as long as all before it were rejected; the
+    first that is not, and all after it, stay at that one's level. So `p < level`, `adjusted < alpha` and "rejected" are
+    the same, and an interval of 1 - level excludes 0 exactly when its test is rejected.
+    """
+    adjusted, levels = [0.0] * len(p), [0.0] * len(p)
+    worst, level = 0.0, alpha / max(len(p), 1)
+    for i, test in enumerate(sorted(range(len(p)), key=lambda j: p[j])):
+        if worst < alpha:
+            level = alpha / (len(p) - i)
+        worst = max(worst, min(1.0, (len(p) - i) * p[test]))
+        adjusted[test], levels[test] = worst, level
+    return adjusted, levels
+
+
+def seeds_needed(std: float, *, effect: float = VISIBLE, power: float = POWER, alpha: float = ALPHA) -> int:
+    """How many seeds a two-sided paired t test needs to see `effect` on its right side with probability `power`.
+
+    Args:
+        std: of the paired differences; itself only an estimate, so the answer is "about".
+        effect: the true difference, in the units of `std`.
+        power: in (0, 1).
+        alpha: level of the test.
+
+    Raises: InputError for a std that is not positive.
+    """
+    if not (math.isfinite(std) and std > 0):
+        raise InputError(f"std: found {std}; must be positive")
+
+    def seen(n: int) -> bool:
+        found = stats.nct.sf(stats.t.isf(alpha / 2, n - 1), n - 1, effect / std * math.sqrt(n))
+        return bool(found >= power)
+
+    # With the spread known it would be this many; not knowing it costs a few more.
+    known = float((stats.norm.isf(alpha / 2) + stats.norm.isf(1 - power)) * std / effect) ** 2
+    n = max(2, math.floor(known))
+    while not seen(n):
+        n += 1
+    return n
+
+
+def compare(plain: Mapping[int, float], methods: Mapping[str, Mapping[int, float]]) -> dict[str, Difference]:
+    """Every method against plain, `{seed: value}` each, paired by the seeds that both have.
+
+    Raises: InputError for a method that shares no seed with plain, and for values that are not finite.
+    """
+    paired: dict[str, list[float]] = {}
+    for name, values in methods.items():
+        seeds = sorted(plain.keys() & values.keys())
+        if not seeds:
+            raise InputError(f"{name}: shares no finished seed with plain")
+        paired[name] = [values[seed] - plain[seed] for seed in seeds]
+    tested = {name: len(d) > 1 and not _constant(_finite(d)) for name, d in paired.items()}
+    # A method without spread counts as a test all the same: the correction must not depend on the results.
+    p = [t_test(d) if tested[name] else 1.0 for name, d in paired.items()]
+    return {
+        name: _difference(d, *found) if tested[name] else _unknown(d, found[2])
+        for (name, d), *found in zip(paired.items(), p, *holm(p), strict=True)
+    }
+
+
+def _difference(values: Sequence[float], p: float, adjusted: float, level: float) -> Difference:
+    mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
+    return {
+        "seeds": len(values),
+        "mean": mean,
+        "std": std,
+        "interval": t_interval(values),
+        "corrected": t_interval(values, level),
+        "bootstrap": bootstrap_interval(values) if len(values) >= BOOTSTRAP_FROM else None,
+        "p": p,
+        "p_holm": adjusted,
+        "level": level,
+        "needed": seeds_needed(std, alpha=level),
+        "sign": "=" if adjusted >= ALPHA else "+" if mean > 0 else "-",
+    }
+
+
+def _unknown(values: Sequence[float], level: float) -> Difference:
+    """One seed, or the same difference in every seed: a difference is seen, and nothing can be said about it."""
+    return {
+        "seeds": len(values),
+        "mean": float(np.mean(values)),
+        "std": 0.0 if len(values) > 1 else None,
+        "interval": None,
+        "corrected": None,
+        "bootstrap": None,
+        "p": None,
+        "p_holm": None,
+        "level": level,
+        "needed": None,
+        "sign": "=",
+    }
+
+
+def verdict(name: str, difference: Difference, cost: float | None = None) -> str:
+    """What a difference means, in plain language.
+
+    "ddgsd: +0.4 [0.1, 0.6] for 2.0x training", with the corrected interval, or "dml: no difference shown at 5 seeds;
+    about 12 would be needed to see 0.2".
+
+    Args:
+        name: of the method.
+        difference: to plain, in percent points.
+        cost: training cost relative to plain's, if known.
+    """
+    seeds, mean, interval = difference["seeds"], difference["mean"], difference["corrected"]
+    price = "" if cost is None else f" for {cost:.1f}x training"
+    if interval is None:
+        if seeds == 1:
+            return f"{name}: {mean:+.1f} at one seed{price}; one seed shows nothing: give at least 2, better 5"
+        same = "the same as plain" if abs(mean) < 1e-9 else f"{mean:+.2f}"
+        return f"{name}: {same} at each of {seeds} seeds{price}; with no spread there is no interval"
+    if difference["sign"] == "=":
+        needed = difference["needed"]
+        assert needed is not None
+        if needed <= seeds:
+            return f"{name}: no difference shown at {seeds} seeds, enough to see {VISIBLE} four times in five"
+        return f"{name}: no difference shown at {seeds} seeds; about {needed} would be needed to see {VISIBLE}"
+    near = min(map(abs, interval))  # enough digits to see that 0 is outside
+    digits = next((digits for digits in (1, 2, 3) if round(near, digits) > 0), 4)
+    low, high = (f"{bound:.{digits}f}" for bound in interval)
+    return f"{name}: {mean:+.{digits}f} [{low}, {high}]{price}"
+
+
+def _finite(values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    found = np.asarray(values, dtype=np.float64)
+    if found.ndim != 1 or len(found) == 0 or not np.isfinite(found).all():
+        raise InputError(f"values: found {list(values)}; must be one finite number per seed")
+    return found
+
+
+def _constant(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bool:
+    """Whether all values are the same up to the rounding of percentages and their differences."""
+    return bool(np.ptp(values) <= 1e-9 * max(1.0, float(np.abs(values).max())))

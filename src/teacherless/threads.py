@@ -1,0 +1,169 @@
+"""One worker thread per core, each with some of the students: small networks use a machine's cores better side by side
+than one after the other.
+
+The numbers are those of the loop with one thread, to the bit: students compute alone, and what they tell each other is
+summed in their order, not in that of their arrival.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as all_done
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from teacherless.errors import InputError
+from teacherless.method import Batch, Exchange, Method, Output
+
+Step = Callable[[Method, torch.optim.Optimizer], Output]  # of a part of the students, on the batch of the moment
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def draws(method: nn.Module) -> str | None:
+    """The first layer that draws random numbers while training: in threads they would come in any order."""
+    for name, layer in method.named_modules():
+        if isinstance(layer, (nn.modules.dropout._DropoutNd, nn.RReLU)) and getattr(layer, "p", 1.0) > 0:
+            return str(name)
+    return None
+
+
+@contextlib.contextmanager
+def one_thread_each() -> Iterator[None]:
+    """One thread per operation, everywhere: the setting is global, and mixed settings make threads fight for cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Meeting:
+    """The exchange between threads: leave yours, wait for all, sum everyone's in the students' order.
+
+    Args:
+        hands: the students of each worker.
+    """
+
+    def __init__(self, hands: Sequence[Sequence[int]]) -> None:
+        self.barrier = threading.Barrier(len(hands))
+        self.left: list[Sequence[Tensor]] = [()] * len(hands)
+        places = [(student, worker, i) for worker, hand in enumerate(hands) for i, student in enumerate(hand)]
+        self.order = [(worker, i) for _, worker, i in sorted(places)]
+        self.sizes = [len(hand) for hand in hands]
+
+    def exchange(self, worker: int) -> Exchange:
+        """The exchange of one worker: `own [k, B, C+1] -> mean over the others [k, B, C+1]`."""
+
+        def meet(own: Tensor) -> Tensor:
+            self.left[worker] = own.view(self.sizes[worker], -1, *own.shape[1:]).unbind(
+                0
+            )  # of each student [V, B, C+1]
+            self.barrier.wait()
+            voices = [voice for worker, i in self.order for voice in self.left[worker][i]]  # K·V of [B, C+1]
+            total: Tensor = functools.reduce(torch.add, voices)
+            return (total - own).div_(len(voices) - 1)
+
+        return meet
+
+    def over(self) -> None:
+        """Everyone has left: ready for the next step."""
+        self.left = [()] * len(self.left)
+        self.barrier.reset()
+
+
+class Threads:
+    """The workers of one method. A context: they end with it.
+
+    Args:
+        method: one whose `shard` splits it by students.
+        batch: any batch, to count what each student costs.
+
+    Raises: InputError where the method cannot be split.
+    """
+
+    def __init__(self, method: Method, batch: Batch) -> None:
+        costs = [cost(student, batch.inputs[0][:2]) for student in method.students().values()]
+        self.hands = deal(costs, min(len(costs), cores()))
+        self.meeting = Meeting(self.hands)
+        self.parts = []
+        for worker, hand in enumerate(self.hands):
+            part = method.shard(hand, self.meeting.exchange(worker))
+            assert part is not None
+            self.parts.append(part)
+        # The initializer, since the number of threads is a thread's own too, until it has asked for the global one.
+        self.pool = ThreadPoolExecutor(len(self.hands), "teacherless", torch.set_num_threads, (1,))
+        self.checked = False
+
+    def close(self) -> None:
+        """Wait for the workers to end."""
+        self.pool.shutdown()
+
+    def step(self, one: Step, optimizer: torch.optim.Optimizer) -> Output:
+        """One step of all parts. If a worker fails, the others stop waiting for it, and its error is raised here."""
+        before = None if self.checked else torch.get_rng_state()
+        grad = torch.is_grad_enabled()
+        jobs = [
+            self.pool.submit(self._work, one, part, share(optimizer, hand), grad)
+            for part, hand in zip(self.parts, self.hands, strict=True)
+        ]
+        all_done(jobs)
+        self.meeting.over()
+        errors = [error for job in jobs if (error := job.exception())]
+        if errors:
+            raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
+        if before is not None and not torch.equal(before, torch.get_rng_state()):
+            raise InputError("--engine: found threads, but a student's forward draws random numbers; use --engine loop")
+        self.checked = True
+        return self._together([job.result() for job in jobs])
+
+    def _work(self, one: Step, part: Method, optimizer: torch.optim.Optimizer, grad: bool) -> Output:
+        try:
+            with torch.set_grad_enabled(grad):
+                return one(part, optimizer)
+        except BaseException:
+            self.meeting.barrier.abort()
+            raise
+
+    def _together(self, outputs: list[Output]) -> Output:
+        """Terms added up, students' logits in their order."""
+        terms = {name: torch.stack([out.terms[name] for out in outputs]).sum() for name in outputs[0].terms}
+        rows = [row for out in outputs for row in out.logits]
+        order = [student for hand in self.hands for student in hand]
+        return Output(terms, torch.stack([row for _, row in sorted(zip(order, rows, strict=True), key=lambda p: p[0])]))
+
+
+def deal(costs: Sequence[int], workers: int) -> list[list[int]]:
+    """Students to workers, dearest first, each to whoever has least to do. A rule of the costs alone."""
+    hands: list[list[int]] = [[] for _ in range(workers)]
+    for student in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        min(hands, key=lambda hand: (sum(costs[i] for i in hand), len(hand))).append(student)
+    return [sorted(hand) for hand in hands]
+
+
+@torch.no_grad()
+def cost(student: nn.Module, x: Tensor) -> int:
+    """Floating-point operations of a forward; counted on copies of the buffers, so nothing moves."""
+    with FlopCounterMode(display=False) as count:
+        functional_call(student, {name: b.clone() for name, b in student.named_buffers()}, (x,))
+    return int(count.get_total_flops())
+
+
+def share(optimizer: torch.optim.Optimizer, students: Sequence[int]) -> torch.optim.Optimizer:
+    """The same optimizer, its state and groups shared, for some students' groups: what one thread steps."""
+    part = copy.copy(optimizer)
+    part.param_groups = [optimizer.param_groups[i] for i in students]
+    return part

@@ -1,0 +1,482 @@
+"""train(): the loop, on one screen; and execute(): a whole run of the command line.
+
+No callbacks, no events, no subclasses: who wants another loop copies this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import platform
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import teacherless
+from teacherless import checkpoint, losses
+from teacherless import run as runs
+from teacherless.average import Average
+from teacherless.data import Loader, Source, as_loader
+from teacherless.engine import Engine, make_optimizer, pick_device, rate, set_rates
+from teacherless.errors import InputError, Stopped
+from teacherless.evaluate import evaluate, evaluating
+from teacherless.method import Batch, Frozen, MeanProbability, Method, Progress, Wants
+from teacherless.models.files import save_student
+from teacherless.record import Line, Recorder
+from teacherless.reid import look, reid
+from teacherless.run import Run, Settings
+
+
+class Result(NamedTuple):
+    """What `train` hands back."""
+
+    summary: dict[str, Any]  # as in summary.json
+    history: list[Line]  # as in metrics.jsonl
+    method: Method
+    out: Path | None
+
+
+def train(
+    method: Method,
+    train_data: Iterable[Any],
+    val_data: Iterable[Any] | None = None,
+    test_data: Iterable[Any] | None = None,
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    per_student: dict[str, dict[str, float]] | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> Result:
+    """Train `method`; everything it learns is in it. Seeds torch's global generator with `seed`.
+
+    Args:
+        method: what is trained.
+        train_data: batches `(x, y)`, `((view1, view2), y)`, dicts or `Batch`; read once per epoch.
+        val_data: picks `chosen`, and the epoch with `select="best"`; read once per epoch.
+        test_data: read once, at the end, never for a choice.
+        out: a run folder to write; nothing is written without it.
+        resume: go on with what `out` holds, to the same bits; the data must come in the same order again.
+        per_student: optimizer settings of single students, `{"peer1": {"lr": 0.05}}`.
+        quiet: print nothing.
+        settings: the fields of `teacherless.run.Settings`: epochs, lr, opt, sched, seed, select, …
+
+    Raises: InputError for settings and data that cannot be used; Diverged when the loss is not finite; Stopped after
+        Ctrl-C or SIGTERM, once the run is saved (without `out` they act as ever).
+    """
+    chosen = runs.read(Settings, settings)
+    device = pick_device(chosen.device)
+    pairs = ((train_data, method.wants), (val_data, Wants()), (test_data, Wants()))
+    data = [None if found is None else as_loader(found, wants, device) for found, wants in pairs]
+    if chosen.smoothing:
+        method.smoothing = chosen.smoothing
+    training = Training(method, data[0], data[1], chosen, per_student or {}, Path(out) if out else None, quiet=quiet)
+    return training.to_the_end(data[2], {}, {}, resume=resume)
+
+
+def execute(run: Run, out: Path, *, resume: bool = False, anyway: bool = False, quiet: bool = False) -> Result:
+    """One run of the command line: build, train, write the folder `out`. Raises: as `train`."""
+    source = runs.load_source(run)
+    method, per_student = runs.build_method(run, source)
+    data = loaders(run, source, method.wants, pick_device(run.device))
+    training = Training(method, data[0], data[1], run, per_student, out, quiet=quiet)
+    search = search_of(source, run.workers, training.device)
+    return training.to_the_end(data[2], describe(source), about(source), search, resume=resume, anyway=anyway)
+
+
+def loaders(run: Run, source: Source, wants: Wants, device: torch.device) -> list[Any]:
+    """Train, validation and test loaders of a source; None where it has no such split."""
+    make: dict[str, Any] = {"mean": source.mean, "std": source.std, "device": device, "workers": run.workers}
+    training = Loader(
+        source.train,
+        batch_size=run.batch_size,
+        seed=run.seed,
+        wants=wants,
+        augment=source.augment,
+        classes=len(source.classes),
+        **make,
+    )
+    rest = (split and Loader(split, batch_size=512, augment=None, **make) for split in (source.val, source.test))
+    return [training, *rest]
+
+
+class Training:
+    """One run of the loop, and everything that decides its future."""
+
+    def __init__(
+        self,
+        method: Method,
+        data: Any,
+        val: Any,
+        settings: Settings,
+        per_student: dict[str, dict[str, float]],
+        out: Path | None,
+        *,
+        quiet: bool = False,
+    ) -> None:
+        self.method, self.data, self.val, self.settings, self.out = method, data, val, settings, out
+        self.device = pick_device(settings.device)
+        self.every = checkpoint.Every(settings.checkpoint_every)
+        self.per_student = per_student
+        self.per_epoch: int | None = len(data) if hasattr(data, "__len__") else None
+        self.epochs = settings.epochs
+        if settings.steps is not None:
+            if self.per_epoch is None:
+                raise InputError("--steps: the training data has no length; give epochs instead")
+            self.epochs = math.ceil(settings.steps / self.per_epoch)
+        method.to(self.device)
+        self.engine = Engine(method, settings, self.device)
+        self.students = method.students()
+        self.step = self.epoch = self.batch = self.phase = 0  # batch counts within the epoch
+        self.best: tuple[float, dict[str, Tensor]] | None = None
+        self.recorder = Recorder(list(self.students), self.epochs * len(method.phases), self.per_epoch,
+                                 out and out / "metrics.jsonl", quiet=quiet)  # fmt: skip
+        torch.manual_seed(settings.seed)
+        self.epoch_random = checkpoint.random_state()  # as it was when this epoch's data was first asked for
+        self._start_phase()
+
+    def _start_phase(self) -> None:
+        """A phase is a training of its own: a new optimizer, rates and epochs from 0."""
+        self.method.phase = self.method.phases[self.phase]
+        self.optimizer = make_optimizer(self.method.param_groups(), self.settings, self.per_student)
+        count = torch.zeros((), dtype=torch.long, device=self.device)
+        self.progress = Progress(step=count, epoch=count.clone(), epochs=count + self.epochs)
+        self.step = self.epoch = 0
+        self.best = None
+        self.average = Average(self.method, self.settings.ema) if self.settings.ema else None
+
+    def to_the_end(
+        self,
+        test: Any,
+        data_about: dict[str, Any],
+        student_about: dict[str, Any],
+        search: Search | None = None,
+        *,
+        resume: bool = False,
+        anyway: bool = False,
+    ) -> Result:
+        """Open the folder, train, evaluate, write. The folder is held while this runs."""
+        if self.out is None:
+            self.loop()
+            return self.finish(test, data_about, student_about, search)
+        runs.open_folder(self.out, resume)
+        stored = runs.read_json(self.out / "run.json") if resume else None
+        if stored and self.settings.engine == "auto":
+            self.engine.choose(stored["engine"])
+        now = {**_environment(self.device), **self.engine.about(), "data": data_about, "teacher": self._teacher_hash(),
+               "settings": self.settings.model_dump(mode="json")}  # fmt: skip
+        with checkpoint.locked(self.out):
+            if resume and (done := self._resume(now, anyway)):
+                return done
+            runs.write_json(self.out / "run.json", now)
+            self.recorder.rewrite()
+            with checkpoint.Signals() as signals:
+                self.loop(signals)
+                return self.finish(test, data_about, student_about, search)
+
+    def loop(self, signals: checkpoint.Signals | None = None) -> None:
+        """All phases, all epochs, all batches, from wherever the state stands."""
+        with self.recorder, self.engine:
+            while True:
+                while self.epoch < self.epochs:
+                    self.one_epoch(signals)
+                if self.phase + 1 == len(self.method.phases):
+                    break
+                self._take_what_counts()
+                self.phase += 1
+                self._start_phase()
+            if self.out:
+                self.save()
+            self._take_what_counts()
+
+    def _take_what_counts(self) -> None:
+        """At the end of a phase: the method gets its best epoch's weights, or the average, where it was asked for."""
+        if self.best:
+            self.method.load_state_dict(self.best[1])
+        elif self.average:
+            self.average.swap()
+
+    def one_epoch(self, signals: checkpoint.Signals | None) -> None:
+        """What is left of an epoch, its evaluation, its line."""
+        self.method.train()
+        self.recorder.start()
+        settings, total = self.settings, self.settings.steps or self.epochs * (self.per_epoch or 1)
+        for batch in self._batches():
+            if self.step == 0:
+                _check_first(self.students, batch)
+            place = self.step if self.per_epoch else self.epoch
+            set_rates(self.optimizer, rate(settings, place, self.per_epoch or 1, total))
+            output = self.engine.step(self.optimizer, batch, self.progress)
+            if self.average:
+                self.average.update(self.step + 1)
+            self.recorder.step(output, batch.labels)
+            self.progress.step.add_(1)
+            self.step, self.batch = self.step + 1, self.batch + 1
+            if signals and signals.asked:
+                self._stop(signals.asked)
+            if self.out and self.every.due(self.step, None):
+                self.save()
+            if self.step == settings.steps:
+                break
+        self.progress.epoch.add_(1)
+        self.recorder.stop()
+        with self.average or contextlib.nullcontext():
+            values = evaluate(self.students, self.val.epoch(0)) if self.val else {}
+            self._keep_best(values)
+        named = {"phase": self.method.phase} if self.method.phase else {}
+        self.recorder.epoch(self.phase * self.epochs + self.epoch, self.step, self.optimizer.param_groups[0]["lr"],
+                            values, **named)  # fmt: skip
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.epoch_random = checkpoint.random_state()
+        if signals and signals.asked:
+            self._stop(signals.asked)
+        if self.out and self.every.due(0, self.epoch):
+            self.save()
+
+    def _keep_best(self, values: dict[str, dict[str, float]]) -> None:
+        if self.settings.select == "best" and values:
+            mean = sum(v["top1"] for v in values.values()) / len(values)
+            if self.best is None or mean > self.best[0]:
+                self.best = mean, {key: value.clone() for key, value in self.method.state_dict().items()}
+
+    def _batches(self) -> Iterator[Batch]:
+        """The epoch's batches from where it stands. A user's loader may draw from the global generators: it is asked
+        again from the epoch's first state, and what it gave already is passed over."""
+        if self.batch == 0:
+            return iter(self.data.epoch(self.epoch))
+        now = checkpoint.random_state()
+        checkpoint.set_random_state(self.epoch_random)
+        batches: Iterator[Batch] = iter(self.data.epoch(self.epoch, self.batch))
+        checkpoint.set_random_state(now)
+        return batches
+
+    # What is saved --------------------------------------------------------------------------------------------------
+
+    def state(self) -> checkpoint.State:
+        """Everything that decides the future."""
+        best = self.best or (None, {})
+        values = {"step": self.step, "epoch": self.epoch, "batch": self.batch, "phase": self.phase, "best": best[0]}
+        return checkpoint.pack(
+            loop=checkpoint.State({}, values),
+            method=checkpoint.State(self.method.state_dict(), {}),
+            best=checkpoint.State(best[1], {}),
+            average=checkpoint.State(self.average.values if self.average else {}, {}),
+            optimizer=checkpoint.optimizer_state(self.optimizer),
+            recorder=checkpoint.State(*self.recorder.state()),
+            random=checkpoint.random_state(),
+            epoch_random=self.epoch_random,
+        )
+
+    def restore(self, state: checkpoint.State) -> None:
+        """The reverse of `state`."""
+        values = checkpoint.unpack(state, "loop").values
+        self.phase = values["phase"]
+        self._start_phase()
+        self.step, self.epoch, self.batch = values["step"], values["epoch"], values["batch"]
+        self.progress.step.fill_(self.step)
+        self.progress.epoch.fill_(self.epoch)
+        self.method.load_state_dict(checkpoint.unpack(state, "method").tensors)
+        if values["best"] is not None:
+            best = checkpoint.unpack(state, "best").tensors
+            self.best = values["best"], {name: value.to(self.device) for name, value in best.items()}
+        if self.average:
+            self.average.load(checkpoint.unpack(state, "average").tensors)
+        checkpoint.load_optimizer(self.optimizer, checkpoint.unpack(state, "optimizer"))
+        self.recorder.restore(*checkpoint.unpack(state, "recorder"))
+        self.epoch_random = checkpoint.unpack(state, "epoch_random")
+        checkpoint.set_random_state(checkpoint.unpack(state, "random"))
+
+    def save(self) -> None:
+        """Write a checkpoint. Raises: InputError if it cannot be written."""
+        assert self.out is not None
+        number = self.phase * 10**9 + self.step
+        checkpoint.write(self.out / "checkpoints", number, self.state())
+
+    def _stop(self, signal: int) -> None:
+        self.save()
+        raise Stopped(signal, f"stopped after step {self.step}, saved; go on with --out {self.out} --resume")
+
+    def _resume(self, now: dict[str, Any], anyway: bool) -> Result | None:
+        """Take up what the folder holds. Returns a result if there is nothing left to do."""
+        assert self.out is not None
+        before = runs.read_json(self.out / "run.json")
+        if before:
+            runs.compare(before, now, anyway)
+        summary = runs.read_json(self.out / "summary.json")
+        found = checkpoint.read(self.out / "checkpoints")
+        if summary and summary["epochs"] >= self.epochs:
+            self._say(f"{self.out} is finished; nothing to resume")
+            return Result(summary, runs.read_lines(self.out / "metrics.jsonl"), self.method, self.out)
+        if found is None:
+            self._say(f"{self.out} has no checkpoint yet: starting from the beginning")
+            return None
+        state, path, complaints = found
+        for line in complaints:
+            self._say(line)
+        self.restore(state)
+        if summary:  # more epochs were asked for
+            (self.out / "summary.json").rename(self.out / f"summary-{summary['epochs']}-epochs.json")
+        self._say(f"resuming from {path}: epoch {self.epoch + 1}, step {self.step}")
+        return None
+
+    def _say(self, line: str) -> None:
+        if self.recorder.screen:
+            print(line, flush=True)
+
+    def _teacher_hash(self) -> str | None:
+        teacher = getattr(self.method, "teacher", None)
+        if not isinstance(teacher, Frozen):
+            return None
+        digest = hashlib.sha256()
+        for name, value in teacher.net.state_dict().items():
+            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def finish(
+        self, test: Any, data_about: dict[str, Any], student_about: dict[str, Any], search: Search | None = None
+    ) -> Result:
+        """Evaluate what is shipped; write students and summary. The summary comes last: it says that all is there."""
+        head = {"method": method_name(self.method), "data": data_about.get("name"), "seed": self.settings.seed,
+                "epochs": self.epochs}  # fmt: skip
+        summary = summarise(self.method, self.val, test, head, self.recorder, search)
+        if self.out:
+            for name, net in self.students.items():
+                save_student(self.out / "students" / name, net, student_about)
+            runs.write_json(self.out / "summary.json", summary)
+        return Result(summary, self.recorder.history, self.method, self.out)
+
+
+def summarise(
+    method: Method, val: Any, test: Any, head: dict[str, Any], recorder: Recorder, search: Search | None = None
+) -> dict[str, Any]:
+    """summary.json: validation and test of what is shipped. The test set is read here, once."""
+    students = method.students()
+    ensemble = method.ensemble()
+    predictors = dict(students) | ({"ensemble": ensemble} if ensemble else {})
+    on_val = evaluate(predictors, val.epoch(0)) if val else {}
+    on_test = evaluate(predictors, test.epoch(0)) if test else {}
+    found = search(students) if search else {}
+
+    def row(name: str) -> dict[str, Any]:
+        tested = on_test.get(name, {})
+        return {"val_top1": on_val.get(name, {}).get("top1"),
+                **{f"test_{metric}": tested.get(metric) for metric in ("top1", "nll", "ece")},
+                **{f"test_{metric}": value for metric, value in found.get(name, {}).items()}}  # fmt: skip
+
+    best = max(students, key=lambda name: on_val[name]["top1"]) if on_val else next(iter(students))
+    return {
+        **head,
+        "students": {n: {"params": sum(p.numel() for p in s.parameters()), **row(n)} for n, s in students.items()},
+        "ensemble": row("ensemble") if ensemble or "ensemble" in found else None,
+        "chosen": best,
+        "train_seconds": round(recorder.seconds, 3),
+        "img_per_s": round(recorder.images / max(recorder.seconds, 1e-9), 1),
+    }
+
+
+Search = Callable[[Mapping[str, nn.Module]], dict[str, dict[str, float]]]
+
+
+def search_of(source: Source, workers: int = 0, device: torch.device | str = "cpu", **stats: Any) -> Search | None:
+    """For a source of persons, what `teacherless.reid.reid` says of networks: `{name: {"rank1", …, "map", …}}`."""
+    parts = source.reid
+    if parts is None:
+        return None
+    make: dict[str, Any] = {"mean": source.mean, "std": source.std, "device": device, "workers": workers, **stats}
+
+    def search(nets: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
+        query, gallery, multi = (
+            part and look(nets, Loader(part.split, batch_size=128, wants=Wants(index=True), **make), part.cameras)
+            for part in parts
+        )
+        assert query and gallery
+        return {name: reid(query[name], gallery[name], multi[name] if multi else None) for name in query}
+
+    return search
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """What run.json says of the data."""
+    sizes = {name: len(split.labels) if split else 0 for name, split in
+             (("train", source.train), ("val", source.val), ("test", source.test))}  # fmt: skip
+    return {"name": source.name, "fingerprint": source.fingerprint, "classes": len(source.classes), **sizes}
+
+
+def about(source: Source) -> dict[str, Any]:
+    """What a student's config.json says of its inputs."""
+    return {"classes": source.classes, "input_size": list(source.size), "channels": source.channels,
+            "mean": list(source.mean), "std": list(source.std)}  # fmt: skip
+
+
+@torch.no_grad()
+def _check_first(students: dict[str, nn.Module], batch: Batch) -> None:
+    """Once, before the first step: every student returns logits, and has an output for every label."""
+    ids = losses.class_ids(batch.labels)
+    high, low = int(ids.max()), int(ids.min())
+    with evaluating(students.values()):
+        for name, net in students.items():
+            logits = net(batch.inputs[0])
+            if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(batch.labels):
+                found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                raise InputError(f"{name}: found {found}; a student must return logits, [{len(batch.labels)}, classes]")
+            if high >= logits.shape[1] or low < 0:
+                raise InputError(f"data: found class {high if low >= 0 else low}; {name} has {logits.shape[1]} outputs")
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return {
+        "versions": {
+            "teacherless": teacherless.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "commit": git.stdout.strip() or None,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def method_name(method: Method) -> str:
+    """As on the command line, or the class's name for a method of the user's own."""
+    from teacherless.methods import METHODS
+
+    return next((name for name, kind in METHODS.items() if type(method) is kind), type(method).__name__)
+
+
+def evaluate_folder(
+    path: Path, *, data: str | None, data_dir: Path | None, split: str, trust_imports: bool = False
+) -> dict[str, dict[str, float]]:
+    """Metrics of every student of a run folder (and their ensemble, for peers), or of one student's folder.
+
+    The data is what the run was trained on, unless named. Raises: InputError for anything that does not fit together.
+    """
+    run, students = runs.read_folder(path, trust_imports=trust_imports)
+    if run is None and data is None:
+        raise InputError(f"--data: {path} does not say what it was trained on; name the data")
+    run = run or Run(method="plain")
+    config = next(iter(students.values())).config
+    if data is not None:  # the student expects its own input size, whatever the new data's is
+        run = run.model_copy(update={"data": data, "img_size": config["input_size"][0]})
+    source = runs.load_source(run.model_copy(update={"data_dir": data_dir or run.data_dir}))
+    for name, student in students.items():
+        if len(student.config["classes"]) != len(source.classes):
+            raise InputError(f"--data: {source.name} has {len(source.classes)} classes; {name} was trained on "
+                             f"{len(student.config['classes'])}")  # fmt: skip
+    chosen = {"val": source.val, "test": source.test}[split]
+    stats = {"mean": config["mean"], "std": config["std"]}
+    search = search_of(source, run.workers, **stats)
+    if search and split == "test":
+        return search({name: student.net for name, student in students.items()})
+    if chosen is None:
+        raise InputError(f"--split: {source.name} has no {split} split")
+    predictors = {name: student.net for name, student in students.items()}
+    if len(predictors) > 1 and run.method == "dml":
+        predictors["ensemble"] = MeanProbability(list(predictors.values()))
+    return evaluate(predictors, Loader(chosen, batch_size=512, augment=None, **stats))

@@ -1,0 +1,289 @@
+"""Are the tests any good? Break the losses and methods in the ways ports of them are broken, and see who notices.
+
+Each mutant replaces a text that must be in its file exactly once, in a copy of the package, never in the working tree;
+then the tests of that file run. A mutant that survives is a missing test: the exit code is 1. `make mutate` runs all,
+`python tests/mutate.py dml one` those whose file or name holds one of the words.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "teacherless"
+AT_ONCE = 2
+
+
+class Mutant(NamedTuple):
+    """One way to be wrong."""
+
+    name: str
+    file: str  # of the package
+    old: str
+    new: str
+
+
+class Verdict(NamedTuple):
+    """What became of it."""
+
+    killer: str  # "" if it lives
+    seconds: float
+
+
+LOSSES, DML, ONE, METHOD = "losses.py", "methods/dml.py", "methods/one.py", "method.py"
+DDGSD, KD, FITNETS, BYOT = "methods/ddgsd.py", "methods/kd.py", "methods/fitnets.py", "methods/byot.py"
+FRSKD, PSKD, TFKD, CSKD = "methods/frskd.py", "methods/ps_kd.py", "methods/tf_kd.py", "methods/cs_kd.py"
+PLAIN, SMOOTHING = "methods/plain.py", "methods/label_smoothing.py"
+
+MUTANTS = [
+    Mutant("KL direction flipped", LOSSES, "(log_q.exp() * (log_q - log_p))", "(log_p.exp() * (log_p - log_q))"),
+    Mutant("KL: T² dropped", LOSSES, "return temperature**2 * (log_q", "return (log_q"),
+    Mutant("KL: T instead of T²", LOSSES, "return temperature**2 * (log_q", "return temperature * (log_q"),
+    Mutant("KL: mean over classes", LOSSES, "(log_q - log_p)).sum(-1)", "(log_q - log_p)).mean(-1)"),
+    Mutant("KL: only the target softened", LOSSES, "log_probs(logits, temperature), log_probs(target",
+           "log_probs(logits), log_probs(target"),
+    Mutant("temperature ignored", LOSSES, "full(logits) / temperature", "full(logits)"),
+    Mutant("temperature in the wrong place", LOSSES, "F.log_softmax(full(logits) / temperature, dim=-1)",
+           "F.log_softmax(full(logits), dim=-1) / temperature"),
+    Mutant("half precision stays half", LOSSES, "return x.float() if", "return x if"),
+    Mutant("CE: smoothing ignored", LOSSES, "return found if smoothing == 0 else", "return found if True else"),
+    Mutant("CE: smoothing over the wrong classes only", LOSSES, "- smoothing * log_p.mean(-1)",
+           "- smoothing * (log_p.sum(-1) + found) / (log_p.shape[-1] - 1)"),
+    Mutant("soft CE: mean over classes", LOSSES, "* log_probs(logits)).sum(-1)", "* log_probs(logits)).mean(-1)"),
+    Mutant("CE: the likeliest class of a mixed image only", LOSSES, "found = -(full(labels) * log_p).sum(-1)",
+           "found = -(full(labels) * log_p).amax(-1)"),
+    Mutant("mutual: gradient of who listens to nobody", LOSSES, "by_mimicry[rows] * heard[rows, None]",
+           "by_mimicry[rows]"),
+    Mutant("mutual: smoothing has no gradient", LOSSES, "if ctx.smoothing:", "if False:"),
+    Mutant("mutual: target's gradient flipped", LOSSES, "by_mimicry[rows], value=-1)", "by_mimicry[rows], value=1)"),
+    Mutant("entropy: sign", LOSSES, "return -(log_p.exp() * log_p)", "return (log_p.exp() * log_p)"),
+    Mutant("virtual teacher: rest over all classes", LOSSES, "(like.shape[-1] - 1)", "like.shape[-1]"),
+    Mutant("MMD per sample", LOSSES, "(full(a).mean(0) - full(b).mean(0)).square().sum()",
+           "(full(a) - full(b)).square().sum(1).mean()"),
+    Mutant("MMD: mean over features", LOSSES, "full(b).mean(0)).square().sum()", "full(b).mean(0)).square().mean()"),
+    Mutant("MMD of scalar means", LOSSES, "(full(a).mean(0) - full(b).mean(0))", "(full(a).mean() - full(b).mean())"),
+    Mutant("MSE: sum over entries", LOSSES, ".square().flatten(1).mean(1)", ".square().flatten(1).sum(1)"),
+    Mutant("attention not scaled", LOSSES, "F.normalize(full(x).square().mean(1).flatten(1), dim=1)",
+           "full(x).square().mean(1).flatten(1)"),
+    Mutant("attention: signed mean over channels", LOSSES, "full(x).square().mean(1)", "full(x).mean(1)"),
+    #
+    Mutant("terms averaged, not added", METHOD, "torch.stack(list(self.terms.values())).sum()",
+           "torch.stack(list(self.terms.values())).mean()"),
+    Mutant("teacher in train mode", METHOD, "copy.deepcopy(net).eval()", "copy.deepcopy(net).train()"),
+    Mutant("teacher not copied", METHOD, "copy.deepcopy(net).eval()", "net.eval()"),
+    Mutant("teacher learns", METHOD, ".requires_grad_(False)", ".requires_grad_(True)"),
+    Mutant("ensemble: mean of logits", METHOD, "net(x).float().log_softmax(-1)", "net(x).float()"),
+    #
+    Mutant("plain: smoothing ignored", PLAIN, "batch.labels, self.smoothing", "batch.labels"),
+    Mutant("label smoothing: never set", SMOOTHING, "self.smoothing = smoothing", "pass"),
+    #
+    Mutant("DML: own prediction kept in the mean of others", DML, "return (total - own)", "return total"),
+    Mutant("DML: mean over K, not K-1", DML, ".div_(len(own) - 1)", ".div_(len(own))"),
+    Mutant("DML: 1/(K-1) dropped", DML, "(total - own).div_(len(own) - 1)", "(total - own)"),
+    Mutant("DML: peers not constant", DML, "constants = log_p.detach()", "constants = log_p"),
+    Mutant("DML: everyone heard not constant", DML, "self.gather(log_p.detach())", "self.gather(log_p)"),
+    Mutant("DML: T² dropped", DML, "self.weight * self.temperature**2", "self.weight"),
+    Mutant("DML: symmetric, backwards only", DML, "found = (found + backward) / 2", "found = backward"),
+    Mutant("DML: symmetric, forwards only", DML, "found = (found + backward) / 2", "found = found"),
+    Mutant("DML: symmetric, not halved", DML, "found = (found + backward) / 2", "found = found + backward"),
+    Mutant("DML: topology transposed", DML, "rows = self.listening[mine]", "rows = self.listening.t()[mine]"),
+    Mutant("DML: ring the other way", DML, "[(k - 1) % peers]", "[(k + 1) % peers]"),
+    Mutant("DML: strong to weak", DML, '"weak-to-strong": [*range(k + 1, peers)]', '"weak-to-strong": [*range(k)]'),
+    Mutant("DML: variant sum multiplies by K", DML, "mimicry * (len(self.listening) - 1)",
+           "mimicry * len(self.listening)"),
+    Mutant("DML_e is DML", DML, "constant = _neg_entropy(target)\n        return", "pass\n        return"),
+    Mutant("DML: weight ignored", DML, "self.weight * self.temperature**2", "self.temperature**2"),
+    Mutant("DML: ramp ignored", DML, "        if self.ramp_epochs:\n", "        if False:\n"),
+    Mutant("DML: smoothing ignored", DML, "losses.nll(shared, labels, self.smoothing)", "losses.nll(shared, labels)"),
+    Mutant("DML: CE softened too", DML, "shared = log_p if self.temperature == 1 else", "shared = log_p if True else"),
+    Mutant("DML: smoothing ignored where memory is short", DML, "self.exchange, self.smoothing)", "self.exchange)"),
+    Mutant("DML: short memory at any temperature", DML, " and self.temperature == 1 and labels", " and labels"),
+    Mutant("DML: short memory with shares as labels", DML, " and labels.dim() == 1", ""),
+    Mutant("DML: views, not peers, in the log", DML, "own.detach()[:: self.views]", "own.detach()[: len(self.peers)]"),
+    Mutant("DML in turn: idle peers' buffers move", DML,
+           "functional_call(peer, {name: b.clone() for name, b in peer.named_buffers()}, (x,))", "peer(x)"),
+    Mutant("DML in turn: all learn in every turn", DML, "ce, mimicry = ce[learner], mimicry[learner]", "pass"),
+    Mutant("DML in turn: one turn only", DML, 'len(peers) if update == "in_turn" else 1', "1"),
+    Mutant("DML: one group for all peers", DML, 'return [{"name": f"peer{i}", "params": list(peer.parameters())} '
+           "for i, peer in enumerate(self.peers)]", 'return [{"name": "peer0", "params": list(self.parameters())}]'),
+    #
+    Mutant("ONE: the gate's axis swapped", ONE, ".softmax(1)  # [B, m]", ".softmax(0)  # [B, m]"),
+    Mutant("ONE: ensemble not constant", ONE, "losses.kl(each, mixed.detach(), self.temperature)",
+           "losses.kl(each, mixed, self.temperature)"),
+    Mutant("ONE: branches teach the ensemble", ONE, "losses.kl(each, mixed.detach(), self.temperature)",
+           "losses.kl(mixed, each.detach(), self.temperature)"),
+    Mutant("ONE: mean over branches", ONE, "* kl).mean(1).sum()", "* kl).mean(1).mean()"),
+    Mutant("ONE: kl_weight ignored", ONE, "self.kl_weight * (ramp(", "(ramp("),
+    Mutant("ramp off by one", ONE, "left = 1 - progress.epoch.to(dtype)", "left = 1 - (progress.epoch.to(dtype) + 1)"),
+    Mutant("ramp goes on rising", ONE, ".clamp(max=epochs)", ""),
+    Mutant("ONE: ensemble's smoothing ignored", ONE, "losses.ce(mixed, batch.labels, self.smoothing)",
+           "losses.ce(mixed, batch.labels)"),
+    Mutant("ONE: new branches are copies", ONE, "student.pretrained if copy_init is None else copy_init", "True"),
+    Mutant("ONE: ensemble by mean where there is a gate", ONE, "if self.gate is None:\n            return",
+           "if True:\n            return"),
+    #
+    Mutant("DDGSD: other view not constant", DDGSD, "z.detach() if self.detach else z", "z"),
+    Mutant("DDGSD: always constant", DDGSD, "z.detach() if self.detach else z", "z.detach()"),
+    Mutant("DDGSD: the target learns", DDGSD, "losses.kl(z[:, None], target[None]",
+           "losses.kl(target[:, None], z[None]"),
+    Mutant("DDGSD: 1/V instead of 1/(V-1)", DDGSD, "/ (count - 1))", "/ count)"),
+    Mutant("DDGSD: first view's labels only", DDGSD, "losses.ce(z, batch.labels, self.smoothing).mean(1).sum()",
+           "losses.ce(z, batch.labels, self.smoothing).mean(1)[0]"),
+    Mutant("DDGSD: views' order in the log", DDGSD, "Output(terms, z[:1].detach())", "Output(terms, z[-1:].detach())"),
+    Mutant("DDGSD: views and samples mixed up", DDGSD,
+           "torch.cat([logits for logits, _ in parts]).reshape(count, len(batch.labels), -1)",
+           "torch.cat([logits for logits, _ in parts]).reshape(len(batch.labels), count, -1).transpose(0, 1)"),
+    Mutant("DDGSD: class mean with T²", DDGSD, "(z.shape[-1] * self.temperature**2)", "z.shape[-1]"),
+    Mutant("DDGSD: never joint", DDGSD, "if self.joint else", "if False else"),
+    #
+    Mutant("KD: teacher and student swapped", KD, "losses.kl(logits, target, self.temperature)",
+           "losses.kl(target, logits, self.temperature)"),
+    Mutant("KD: ce_weight ignored", KD, "self.ce_weight * losses", "losses"),
+    Mutant("KD: temperature ignored", KD, "losses.kl(logits, target, self.temperature)", "losses.kl(logits, target)"),
+    #
+    Mutant("FitNets: weight falls the wrong way", FITNETS,
+           "self.kd_weight_start + (self.kd_weight_end - self.kd_weight_start) * done",
+           "self.kd_weight_end + (self.kd_weight_start - self.kd_weight_end) * done"),
+    Mutant("FitNets: weight off by one epoch", FITNETS, "(progress.epochs - 1)", "progress.epochs"),
+    Mutant("FitNets: the hint trains everything", FITNETS, '"hint": lower', '"hint": list(self.parameters())'),
+    Mutant("FitNets: another stage guided", FITNETS, "self._miss(maps[self.guided], x)", "self._miss(maps[1], x)"),
+    Mutant("FitNets: phases the wrong way round", FITNETS, '= ("hint", "kd")', '= ("kd", "hint")'),
+    Mutant("FitNets: hint_weight ignored", FITNETS, "self.hint_weight * self._miss", "self._miss"),
+    #
+    Mutant("BYOT: deepest exit distilled", BYOT, "each = torch.stack([losses.full(z) for _, _, z in found])",
+           "each = torch.stack([*(losses.full(z) for _, _, z in found), logits])"),
+    Mutant("BYOT: deepest exit not constant", BYOT, "self._distil(each, logits.detach())",
+           "self._distil(each, logits)"),
+    Mutant("BYOT: deepest map not constant", BYOT, "losses.mse(f, maps[-1].detach())", "losses.mse(f, maps[-1])"),
+    Mutant("BYOT: alpha the wrong way round", BYOT, "(1 - self.alpha) * losses.ce(each", "self.alpha * losses.ce(each"),
+    Mutant("BYOT: released with T²", BYOT, "losses.log_probs(target, self.temperature).exp())",
+           "losses.log_probs(target, self.temperature).exp()) * self.temperature**2"),
+    Mutant("BYOT: released hint for every exit", BYOT, 'len(leaves) - 1 if hint == "distance"',
+           'len(leaves) if hint == "distance"'),
+    #
+    Mutant("FRSKD: refined prediction not constant", FRSKD, "losses.kl(logits, target.detach()",
+           "losses.kl(logits, target"),
+    Mutant("FRSKD: refined maps not constant", FRSKD, "losses.attention(f, t.detach())", "losses.attention(f, t)"),
+    Mutant("FRSKD: the refiner learns from the network", FRSKD, "losses.kl(logits, target.detach()",
+           "losses.kl(target, logits.detach()"),
+    Mutant("FRSKD: mean over stages", FRSKD, "torch.stack(misses).mean(1).sum()", "torch.stack(misses).mean()"),
+    Mutant("FRSKD: mixing weights not normalised", FRSKD, "weight = weight / (weight.sum() + 1e-6)", "pass"),
+    #
+    Mutant("PS-KD: memory read after write", PSKD, "past = self.memory[batch.index]",
+           "self.memory[batch.index] = losses.log_probs(logits.detach()).exp().to(self.memory.dtype)\n"
+           "        past = self.memory[batch.index]"),
+    Mutant("PS-KD: alpha off by one", PSKD, "(progress.epoch.to(ce.dtype) + 1)", "progress.epoch.to(ce.dtype)"),
+    Mutant("PS-KD: evaluation is remembered", PSKD, "if self.training:", "if True:"),
+    Mutant("PS-KD: rows mixed up", PSKD, "self.memory[batch.index] = losses",
+           "self.memory[: len(batch.index)] = losses"),
+    Mutant("PS-KD: logits remembered", PSKD, "losses.log_probs(logits.detach()).exp()", "logits.detach()"),
+    Mutant("PS-KD: no past counts as zeros", PSKD, "torch.where(no_past, ce, losses.soft_ce(logits, past))",
+           "losses.soft_ce(logits, past)"),
+    #
+    Mutant("TF-KD: virtual teacher's probabilities as logits", TFKD, "oracle.log()", "oracle"),
+    Mutant("TF-KD: alpha the wrong way round", TFKD, "(1 - self.alpha)", "self.alpha"),
+    Mutant("TF-KD: multiplier ignored", TFKD, "self.alpha * self.multiplier * distil", "self.alpha * distil"),
+    Mutant("TF-KD: class mean ignored", TFKD, "if self.class_mean:", "if False:"),
+    #
+    Mutant("CS-KD: partner with gradient", CSKD, "with torch.no_grad():", "with torch.enable_grad():"),
+    Mutant("CS-KD: its own partner", CSKD, "self.student(batch.inputs[-1])", "self.student(batch.inputs[0])"),
+    Mutant("CS-KD: the partner learns", CSKD, "losses.kl(logits, target,", "losses.kl(target, logits,"),
+]  # fmt: skip
+
+
+def suites(file: str) -> list[list[str]]:
+    """The tests of a file of the package, the quickest first."""
+    if file == LOSSES:
+        return [["tests/test_losses.py"]]
+    matrix = "tests/test_all_methods.py"
+    if file == METHOD:
+        return [["tests/methods/test_kd.py", "tests/methods/test_dml.py"], [matrix]]
+    stem = Path(file).stem
+    own = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "methods").glob(f"test_{stem}*.py"))
+    return [*([own] if own else []), [matrix, "-k", f"[{stem.replace('_', '-')}]"]]
+
+
+def copy_package(folder: Path) -> Path:
+    """The package, in a folder that goes first on the path."""
+    shutil.copytree(PACKAGE, folder / "teacherless", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def run(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command of this Python that imports the package from `where`."""
+    environment = {**os.environ, "PYTHONPATH": str(where), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def pytest(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(where, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=no", *arguments)
+
+
+def mutate(text: str, mutant: Mutant) -> str:
+    """The broken text. Raises: SystemExit if there is not exactly one place to break."""
+    count = text.count(mutant.old)
+    if count != 1:
+        raise SystemExit(
+            f"mutate: {mutant.name!r}: {mutant.file} holds its text {count} times, not once: {mutant.old!r}"
+        )
+    broken = text.replace(mutant.old, mutant.new)
+    compile(broken, mutant.file, "exec")
+    return broken
+
+
+def judge(mutant: Mutant) -> Verdict:
+    """Who kills it."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        where = copy_package(Path(name))
+        file = where / "teacherless" / mutant.file
+        file.write_text(mutate(file.read_text(), mutant))
+        for suite in suites(mutant.file):
+            done = pytest(where, "-x", *suite)
+            found = re.search(r"^FAILED (.*?)( - .*)?$", done.stdout, re.MULTILINE)
+            if found:
+                return Verdict(found[1], time.perf_counter() - began)
+            if done.returncode != 0:  # neither passed nor failed: then it says nothing
+                raise SystemExit(f"mutate: {mutant.name!r}: {' '.join(suite)} did not run:\n{done.stdout}{done.stderr}")
+    return Verdict("", time.perf_counter() - began)
+
+
+def check_killers(killers: Sequence[str]) -> None:
+    """What killed a mutant must pass on the package as it is. Raises: SystemExit."""
+    with tempfile.TemporaryDirectory() as name:
+        where = copy_package(Path(name))
+        told = run(where, "-c", "import teacherless; print(teacherless.__file__)").stdout
+        if not told.startswith(str(where)):
+            raise SystemExit(f"mutate: the copy in {where} is not what is imported, but {told}")
+        done = pytest(where, *sorted({killer.partition("[")[0] for killer in killers}))
+    if killers and done.returncode != 0:
+        raise SystemExit(f"mutate: these fail without a mutant:\n{done.stdout}")
+
+
+def main(words: Sequence[str]) -> int:
+    chosen = [m for m in MUTANTS if not words or any(word.lower() in f"{m.name} {m.file}".lower() for word in words)]
+    for mutant in chosen:
+        mutate((PACKAGE / mutant.file).read_text(), mutant)
+    width = max(len(mutant.name) for mutant in chosen)
+    killers, survivors = [], []
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for mutant, verdict in zip(chosen, pool.map(judge, chosen), strict=True):
+            (killers if verdict.killer else survivors).append(verdict.killer or mutant.name)
+            print(f"{mutant.name:{width}}  {verdict.seconds:4.0f} s  {verdict.killer or 'SURVIVED'}", flush=True)
+    check_killers(killers)
+    print(f"{len(killers)} of {len(chosen)} killed" + "".join(f"\nsurvived: {name}" for name in survivors))
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,278 @@
+"""Kill it anywhere; resume to the same bits. In process: every method, at an epoch's end and at a random step."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+from test_all_methods import build, data
+from torch import nn
+
+import teacherless as tl
+from teacherless import checkpoint
+from teacherless.errors import InputError, Stopped
+from teacherless.method import Batch, Method
+from teacherless.methods import METHODS
+
+TIMES = {"img_per_s", "seconds", "train_seconds"}
+
+
+class Data:
+    """Four batches whose order and noise come from the global generators; it can send a signal at a step."""
+
+    def __init__(self, method: Method, stop_at: int | None = None) -> None:
+        self.batch, self.stop_at, self.given = data(method), stop_at, 0
+
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = torch.randperm(64)
+        for rows in order.split(16):
+            self.given += 1
+            if self.given == self.stop_at:
+                signal.raise_signal(signal.SIGTERM)
+            noise = random.random() + float(np.random.rand())  # an augmentation of the user's own
+            inputs = tuple(x[rows] + 0.1 * noise for x in self.batch.inputs)
+            yield Batch(inputs, self.batch.labels[rows], rows)
+
+
+def fit(name: str, out: Path, *, stop_at: int | None = None, resume: bool = False, **settings: Any) -> tl.Method:
+    method = build(name)
+    settings = {"epochs": 4, "select": "best", "opt": "sgd", "checkpoint_every": "1e"} | settings
+    loader = Data(method, stop_at)
+    val = [(data(method, 5).inputs[0], data(method, 5).labels)]
+    random.seed(0)
+    np.random.seed(0)
+    tl.train(method, loader, val, val, out=out, resume=resume, quiet=True, **settings)
+    return method
+
+
+def contents(out: Path) -> dict[str, Any]:
+    """Everything a run leaves, apart from times."""
+    found: dict[str, Any] = {}
+    for path in sorted((out / "students").rglob("*")):
+        if path.is_file():
+            found[str(path.relative_to(out))] = path.read_bytes()
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    found["metrics"] = [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+    found["summary"] = {k: v for k, v in json.loads((out / "summary.json").read_text()).items() if k not in TIMES}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "engine", "amp"),
+    [*((name, "loop", False) for name in METHODS), ("dml", "threads", False), ("dml", "threads", True)],
+)
+def test_resume_is_the_same_bits(name: str, engine: str, amp: bool, tmp_path: Path) -> None:
+    straight, halves, anywhere = tmp_path / "straight", tmp_path / "halves", tmp_path / "anywhere"
+    how = {"engine": engine, "amp": amp}
+    fit(name, straight, **how)
+    steps = 16 * len(METHODS[name].phases)
+    draw = random.Random(name)
+    for out, stop in ((halves, 9), (anywhere, draw.choice([s for s in range(2, steps) if s != 9]))):
+        with pytest.raises(Stopped) as stopped:
+            fit(name, out, stop_at=stop, **how)
+        assert stopped.value.signal == signal.SIGTERM
+        assert not (out / "summary.json").exists()
+        torch.manual_seed(12345)  # whatever happened meanwhile
+        fit(name, out, resume=True, **how)
+        assert contents(out) == contents(straight), (name, stop)
+
+
+@pytest.mark.parametrize("opt", ["adam", "adamw"])
+def test_other_optimizers_resume_too(opt: str, tmp_path: Path) -> None:
+    fit("dml", tmp_path / "a", opt=opt, lr=1e-3)
+    with pytest.raises(Stopped):
+        fit("dml", tmp_path / "b", opt=opt, lr=1e-3, stop_at=7)
+    fit("dml", tmp_path / "b", opt=opt, lr=1e-3, resume=True)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_dropout_resumes(tmp_path: Path) -> None:
+    def fit_dropout(out: Path, **more: Any) -> None:
+        method = tl.Plain(nn.Sequential(tiny(0), nn.Dropout(0.5)))
+        random.seed(0)
+        np.random.seed(0)
+        tl.train(method, Data(method, more.pop("stop_at", None)), epochs=2, out=out, quiet=True, **more)
+
+    fit_dropout(tmp_path / "a")
+    with pytest.raises(Stopped):
+        fit_dropout(tmp_path / "b", stop_at=3)
+    fit_dropout(tmp_path / "b", resume=True)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_nothing_saved_yet_starts_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit("plain", tmp_path / "a")
+    fit("plain", tmp_path / "b", resume=True)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    with pytest.raises(Stopped):
+        fit("plain", tmp_path / "c", stop_at=2)
+    shutil.rmtree(tmp_path / "c" / "checkpoints")
+    fit("plain", tmp_path / "c", resume=True)
+    assert contents(tmp_path / "a") == contents(tmp_path / "c")
+
+
+def test_a_finished_run_stays_finished(tmp_path: Path) -> None:
+    fit("plain", tmp_path / "a")
+    before = contents(tmp_path / "a")
+    fit("plain", tmp_path / "a", resume=True)
+    assert contents(tmp_path / "a") == before
+
+
+def test_changed_settings_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        fit("plain", tmp_path / "a", stop_at=3)
+    with pytest.raises(InputError, match=r"lr was 0\.1, is 0\.2; seed was 0, is 1$"):
+        fit("plain", tmp_path / "a", resume=True, lr=0.2, seed=1)
+    with pytest.raises(InputError, match=r"epochs was 4, is 6; --resume-anyway goes on with these"):
+        fit("plain", tmp_path / "a", resume=True, epochs=6)
+    with pytest.raises(InputError, match="unfinished run; go on with --resume"):
+        fit("plain", tmp_path / "a")
+
+
+def saved(tmp_path: Path) -> Path:
+    """A stopped run with two checkpoints."""
+    with pytest.raises(Stopped):
+        fit("dml", tmp_path / "run", stop_at=11)
+    assert len(checkpoint.steps(tmp_path / "run" / "checkpoints")) == 2
+    return tmp_path / "run"
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json", "SHA256SUMS"])
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(file: str, damage: Any, tmp_path: Path) -> None:
+    run = saved(tmp_path)
+    newest, before = checkpoint.steps(run / "checkpoints")
+    damage(newest / file)
+    found = checkpoint.read(run / "checkpoints")
+    assert found is not None
+    _, used, complaints = found
+    assert used == before
+    assert len(complaints) == 1
+    assert str(newest) in complaints[0]
+    assert newest.exists(), "nothing is deleted"
+    fit("dml", run, resume=True)
+    fit("dml", tmp_path / "straight")
+    assert contents(run) == contents(tmp_path / "straight")
+
+
+def test_no_whole_checkpoint_is_one_clear_line(tmp_path: Path) -> None:
+    run = saved(tmp_path)
+    for path in checkpoint.steps(run / "checkpoints"):
+        flip_a_bit(path / "tensors.safetensors")
+    with pytest.raises(InputError, match=r"no whole checkpoint: .*does not have its checksum.*; start again"):
+        fit("dml", run, resume=True)
+    assert len(checkpoint.steps(run / "checkpoints")) == 2
+
+
+def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "FORMAT", 99)
+    run = saved(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="found checkpoint format 99; this version reads 1"):
+        fit("dml", run, resume=True)
+
+
+def test_full_disk_while_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = saved(tmp_path)
+    before = {p: p.read_bytes() for p in (run / "checkpoints").rglob("*") if p.is_file()}
+
+    def full(path: Path, content: bytes) -> None:
+        path.write_bytes(content[: len(content) // 2])
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(checkpoint, "write_flushed", full)
+    with pytest.raises(InputError, match=r"cannot save a checkpoint in .*: No space left on device; the last whole"):
+        fit("dml", run, resume=True)
+    assert before == {p: p.read_bytes() for p in (run / "checkpoints").rglob("*") if p.is_file()}
+    monkeypatch.undo()
+    fit("dml", run, resume=True)
+    fit("dml", tmp_path / "straight")
+    assert contents(run) == contents(tmp_path / "straight")
+
+
+def test_two_processes_on_one_folder(tmp_path: Path) -> None:
+    with (
+        checkpoint.locked(tmp_path),
+        pytest.raises(InputError, match="in use by another process"),
+        checkpoint.locked(tmp_path),
+    ):
+        pass
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    with checkpoint.Signals() as signals:
+        signal.raise_signal(signal.SIGINT)
+        assert signals.asked == signal.SIGINT
+        with pytest.raises(Stopped, match="at once"):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_every() -> None:
+    for text in ("10", "0s", "2h", "-1e", "e"):
+        with pytest.raises(InputError, match="--checkpoint-every"):
+            checkpoint.Every(text)
+    assert [checkpoint.Every("3s").due(step, None) for step in range(1, 7)] == [False, False, True] * 2
+    assert not checkpoint.Every("2e").due(4, None)
+    assert checkpoint.Every("2e").due(4, 2)
+    every = checkpoint.Every("1m")
+    assert not every.due(1, 1)
+    every.saved -= 61
+    assert every.due(2, None)
+    assert not every.due(3, None)
+
+
+class SignalsOnReading(list[Any]):
+    """Validation data; reading it for the n-th time sends a SIGTERM."""
+
+    def __init__(self, items: list[Any], at: int) -> None:
+        super().__init__(items)
+        self.at, self.read = at, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.read += 1
+        if self.read == self.at:
+            signal.raise_signal(signal.SIGTERM)
+        return super().__iter__()
+
+
+def test_a_signal_during_evaluation(tmp_path: Path) -> None:
+    """The evaluation is finished and its line is written; the run goes on from the next epoch."""
+
+    def fit_plain(out: Path, at: int = 0, **more: Any) -> None:
+        items = [(data(build("plain"), 5).inputs[0], data(build("plain"), 5).labels)]
+        random.seed(0)
+        np.random.seed(0)
+        method = build("plain")
+        tl.train(method, Data(method), SignalsOnReading(items, at), epochs=3, out=out, quiet=True, **more)
+
+    fit_plain(tmp_path / "a")
+    with pytest.raises(Stopped):
+        fit_plain(tmp_path / "b", at=2)
+    assert len((tmp_path / "b" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert not list((tmp_path / "b").rglob("*.part*"))
+    fit_plain(tmp_path / "b", resume=True)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")

@@ -1,0 +1,47 @@
+"""Every method, end to end from the command line: it trains in seconds, and what it ships is no worse than plain's."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from teacherless.cli import main
+from teacherless.methods import METHODS
+
+pytestmark = pytest.mark.slow  # a minute in all
+
+EPOCHS = 15  # the refiner of frskd needs them; the others are there after six
+
+
+def trained(method: str, out: Path, *more: str) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    assert main(["train", method, "--epochs", str(EPOCHS), "--student", "small-cnn", *more, "--out", str(out)]) == 0
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    return summary
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("digits") / "plain"
+    trained("plain", out)
+    return out
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_on_digits(name: str, plain: Path, tmp_path: Path) -> None:
+    kind = METHODS[name]
+    more = ["--peers", "2"] if kind.cohort else []
+    more += ["--teacher", str(plain)] if kind.teacher_use == "required" else []
+    began = time.perf_counter()
+    summary = trained(name, tmp_path / "run", *more)
+    assert time.perf_counter() - began < 30
+    least = json.loads((plain / "summary.json").read_text())["students"]["student"]["test_top1"] - 5
+    for student, row in summary["students"].items():
+        assert row["test_top1"] >= least, (student, row)
+    if summary["ensemble"]:
+        assert summary["ensemble"]["test_top1"] >= least

@@ -1,0 +1,141 @@
+"""Every recipe: it parses, says where its number is from, and runs end to end, small, on data in its own format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from formats import write_cifar, write_imagenet, write_market, write_svhn, write_tiny
+
+from teacherless import recipe
+from teacherless.cli import main
+from teacherless.errors import InputError
+from teacherless.run import Run, read
+
+NAMES = recipe.names()
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "cifar10": lambda root: write_cifar(root, 10, per_class=5),
+    "cifar100": lambda root: write_cifar(root, 100, per_class=2, test_per_class=1),
+    "svhn-extra": lambda root: write_svhn(root, per_class=3),
+    "imagenet": lambda root: write_imagenet(root, classes=10, per_class=4),
+    "tiny-imagenet": lambda root: write_tiny(root, classes=10, per_class=4),
+    "market1501": lambda root: write_market(root, persons=5),
+}
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A run of `--recipe NAME --small --steps 2`, made once; teachers are trained first."""
+    base = tmp_path_factory.mktemp("recipes")
+
+    def data(name: str) -> Path:
+        if not (base / name).exists():
+            (base / name).mkdir()
+            WRITERS[name](base / name)
+        return base / name
+
+    def run(name: str) -> Path:
+        out = base / "runs" / name.replace("/", "-")
+        if not (out / "summary.json").exists():
+            found = recipe.load(name)
+            teacher = ["--teacher", str(run(found.teacher))] if found.teacher else []
+            argv = [
+                "train",
+                "--recipe",
+                name,
+                "--small",
+                "--steps",
+                "2",
+                "--data-dir",
+                str(data(found.settings["data"])),
+            ]
+            torch.set_num_threads(1)
+            assert main([*argv, *teacher, "--out", str(out)]) == 0
+        return out
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_runs_small(name: str, small: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    out = small(name)
+    assert capsys.readouterr().err == ""
+    found = recipe.load(name)
+    settings = json.loads((out / "run.json").read_text())["settings"]
+    assert (settings["method"], settings["steps"], settings["small"]) == (found.settings["method"], 2, True)
+    summary = json.loads((out / "summary.json").read_text())
+    metric = "test_map" if found.settings["data"] == "market1501" else "test_top1"
+    assert all(0 <= row[metric] <= 100 for row in summary["students"].values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_says_where_its_number_is_from(name: str) -> None:
+    found = recipe.load(name)
+    assert (
+        {"what", "value", "metric", "source"} <= found.published.keys() <= {"what", "value", "metric", "source", "open"}
+    )
+    value = found.published["value"]
+    assert all(0 < number < 100 for number in (value.values() if isinstance(value, dict) else [value]))
+    run = read(Run, found.settings)
+    assert run.val_fraction == 0 and not run.small, "the papers train on all of train"
+    assert found.teacher is None or found.teacher in NAMES
+    assert all(len(line) < 250 for line in found.published.get("open", []))
+
+
+def test_the_tables_are_there() -> None:
+    for part, count in (("dml", 25), ("one", 40), ("ddgsd", 12), ("baselines", 15)):
+        assert sum(name.startswith(f"{part}/") for name in NAMES) >= count
+
+
+def test_list_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "recipes"]) == 0
+    shown = capsys.readouterr().out
+    assert "dml/cifar100-resnet32x2" in shown and "71.19, 70.75" in shown and len(shown.splitlines()) >= len(NAMES)
+    assert main(["list", "recipes", "dml/cifar100-resnet32x2"]) == 0
+    shown = capsys.readouterr().out
+    assert "Table 2" in shown and "ours: -" in shown and "decay_epochs = 60" in shown and "1e-4" in shown
+    assert main(["list", "recipes", "dml/cifar100-resnet32"]) == 2
+    assert "did you mean 'dml/cifar100-resnet32x2'" in capsys.readouterr().err
+
+
+def fail(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and err.startswith("teacherless: "), err
+    return err
+
+
+def test_what_recipes_refuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEACHERLESS_CACHE", str(tmp_path / "cache"))
+    line = fail(capsys, "train", "--recipe", "dml/cifar100-resnet23x2")
+    assert "unknown recipe 'dml/cifar100-resnet23x2'; did you mean 'dml/cifar100-resnet32x2'" in line
+    line = fail(capsys, "train", "--recipe", "dml/cifar100-wrn-28-10-distills-resnet32")
+    assert "--recipe dml/cifar100-wrn-28-10-alone --out DIR; then give --teacher DIR" in line
+    line = fail(capsys, "train", "--recipe", "dml/market1501-mobilenetx2")
+    assert "download Market-1501" in line and "146 MB" in line and str(tmp_path / "cache") in line
+    line = fail(capsys, "train", "--recipe", "one/imagenet-resnet18")
+    assert "155 GB" in line and str(tmp_path / "cache") in line
+    line = fail(capsys, "train", "--recipe", "dml/cifar100-resnet32x2", "--data-dir", str(tmp_path))
+    assert "cifar-100-binary.tar.gz (169 MB)" in line and str(tmp_path) in line
+    assert "METHOD" in fail(capsys, "train")
+    assert "did you mean 'randaug" in fail(capsys, "train", "plain", "--aug", "randomaug")
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('method = "plain"\nlr = 0.1\n[published]\nvalue = 12.5\n[ours]\nvalue = 13.0\nseeds = 3\n')
+    found = recipe.load(file)
+    assert found.settings == {"method": "plain", "lr": 0.1}
+    assert recipe.shown(found.published) == "12.50" and "ours: 13.00, seeds 3" in recipe.card(found)
+    out = tmp_path / "run"
+    assert main(["train", "--recipe", str(file), "--steps", "1", "--out", str(out)]) == 0
+    assert json.loads((out / "run.json").read_text())["settings"]["method"] == "plain"
+    file.write_text("published = 3\n")
+    with pytest.raises(InputError, match="must be tables"):
+        recipe.load(file)

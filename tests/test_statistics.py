@@ -1,0 +1,197 @@
+"""Intervals and tests against scipy; the promises about coverage and false verdicts by simulation."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from teacherless.errors import InputError
+from teacherless.statistics import (
+    ALPHA,
+    Difference,
+    bootstrap_interval,
+    compare,
+    holm,
+    seeds_needed,
+    summarise,
+    t_interval,
+    t_test,
+    verdict,
+)
+
+
+def by_seed(values: object) -> dict[int, float]:
+    return {seed: float(v) for seed, v in enumerate(np.asarray(values))}
+
+
+def gains(*differences: object) -> dict[str, Difference]:
+    """`compare` of methods that differ from plain by these amounts."""
+    plain = by_seed(90 + np.arange(len(np.asarray(differences[0]))))
+    return compare(plain, {f"m{i}": by_seed(np.asarray(list(plain.values())) + d) for i, d in enumerate(differences)})
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 30])
+def test_t_against_scipy(n: int) -> None:
+    values = np.random.default_rng(n).normal(0.3, 2.0, n)
+    reference = stats.ttest_1samp(values, 0.0)
+    assert t_interval(values) == pytest.approx(tuple(reference.confidence_interval(0.95)))
+    assert t_interval(values, 0.01) == pytest.approx(tuple(reference.confidence_interval(0.99)))
+    assert t_test(values) == pytest.approx(reference.pvalue)
+
+
+def test_paired_test_against_scipy() -> None:
+    g = np.random.default_rng(3)
+    plain, method = g.normal(90, 1, 6), g.normal(91, 1, 6)
+    found = compare(by_seed(plain), {"m": by_seed(method)})["m"]
+    reference = stats.ttest_rel(method, plain)
+    assert found["p"] == pytest.approx(reference.pvalue) == found["p_holm"]
+    assert found["interval"] == pytest.approx(tuple(reference.confidence_interval())) == found["corrected"]
+    assert found["mean"] == pytest.approx(method.mean() - plain.mean())
+    assert found["std"] == pytest.approx((method - plain).std(ddof=1))
+
+
+def test_bootstrap_against_scipy() -> None:
+    values = np.random.default_rng(1).exponential(1.0, 15)
+    reference = stats.bootstrap((values,), np.mean, n_resamples=100_000, method="BCa", rng=np.random.default_rng(0))
+    found = bootstrap_interval(values, resamples=100_000)
+    assert found == pytest.approx(tuple(reference.confidence_interval), abs=0.01)
+    assert found != pytest.approx(t_interval(values), abs=0.05)  # skewed: it is not symmetric
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert bootstrap_interval([0.5] * 10) == (0.5, 0.5)
+    with pytest.raises(InputError, match="found 9 seeds; needs at least 10"):
+        bootstrap_interval(values[:9])
+
+
+@pytest.mark.parametrize("p", [[0.01, 0.04, 0.03, 0.005], [0.5], [0.02, 0.02, 0.02], [0.001, 0.9, 0.02], [1, 1]])
+def test_holm_against_the_slow_definition(p: list[float]) -> None:
+    m, rejected, stopped = len(p), [False] * len(p), False
+    expected = [0.0] * m
+    order = sorted(range(m), key=lambda i: p[i])
+    for i, test in enumerate(order):
+        stopped = stopped or p[test] >= ALPHA / (m - i)
+        rejected[test] = not stopped
+        expected[test] = max(min(1.0, (m - j) * p[order[j]]) for j in range(i + 1))
+    adjusted, levels = holm(p)
+    assert adjusted == pytest.approx(expected)
+    assert [a < ALPHA for a in adjusted] == rejected == [q < level for q, level in zip(p, levels, strict=True)]
+
+
+def test_the_corrected_interval_and_the_verdict_agree() -> None:
+    g = np.random.default_rng(0)
+    signs = set()
+    for _ in range(100):
+        found = gains(*(g.normal(effect, 0.5, 4) for effect in (-0.8, 0, 0.4, 1.5)))
+        for d in found.values():
+            assert d["corrected"] is not None and d["interval"] is not None
+            low, high = d["corrected"]
+            assert d["sign"] == ("+" if low > 0 else "-" if high < 0 else "=")
+            assert low <= d["interval"][0] <= d["mean"] <= d["interval"][1] <= high
+            signs.add(d["sign"])
+    assert signs == {"+", "-", "="}
+
+
+@pytest.mark.parametrize(("d", "alpha", "n"), [(0.5, 0.05, 34), (0.8, 0.05, 15), (1.0, 0.05, 10), (0.2, 0.05, 199),
+                                               (0.5, 0.01, 51)])  # fmt: skip
+def test_seeds_needed_against_published_tables(d: float, alpha: float, n: int) -> None:
+    """Effect size d = effect / std, power 0.8, two-sided: Cohen 1988, as any power calculator gives them."""
+    assert seeds_needed(1.0, effect=d, alpha=alpha) == n
+
+
+def test_seeds_needed_keeps_its_promise() -> None:
+    n = seeds_needed(0.3)
+    values = np.random.default_rng(0).normal(0.2, 0.3, (2000, n))
+    seen = (stats.ttest_1samp(values, 0, axis=1).pvalue < 0.05).mean()
+    assert 0.77 < seen < 0.84
+    assert seeds_needed(1e-6) == 2
+    assert seeds_needed(50.0) == pytest.approx(
+        (50 / 0.2 * (stats.norm.ppf(0.975) + stats.norm.ppf(0.8))) ** 2, rel=0.01
+    )
+    with pytest.raises(InputError, match="must be positive"):
+        seeds_needed(0.0)
+
+
+def test_coverage_of_a_known_effect() -> None:
+    """1,000 comparisons of one method at 5 seeds: seeds differ more than methods do, and pairing removes that."""
+    g = np.random.default_rng(0)
+    covered = 0
+    for _ in range(1000):
+        seed, noise = g.normal(90, 1, 5), g.normal(0, 0.3, (2, 5))
+        d = compare(by_seed(seed + noise[0]), {"m": by_seed(seed + noise[1] + 0.4)})["m"]
+        assert d["interval"] is not None
+        covered += d["interval"][0] <= 0.4 <= d["interval"][1]
+    assert 930 <= covered <= 970
+
+
+def test_false_verdicts_of_four_methods_without_effect() -> None:
+    g = np.random.default_rng(1)
+    false, uncorrected, covered = 0, 0, 0
+    for _ in range(1000):
+        noise = g.normal(90, 0.3, (5, 5))
+        found = compare(by_seed(noise[0]), {f"m{i}": by_seed(noise[i]) for i in range(1, 5)}).values()
+        false += any(d["sign"] != "=" for d in found)
+        uncorrected += any(d["p"] is not None and d["p"] < 0.05 for d in found)
+        covered += sum(d["interval"] is not None and d["interval"][0] <= 0 <= d["interval"][1] for d in found)
+    assert false <= 70
+    assert uncorrected > 100  # what the correction is for
+    assert 3720 <= covered <= 3880
+
+
+def test_one_seed_has_no_interval() -> None:
+    with pytest.raises(InputError, match="found 1 seed; an interval needs at least 2"):
+        t_interval([1.0])
+    assert summarise([90.0]) == {"seeds": 1, "mean": 90.0, "std": None}
+    found = gains([0.5])["m0"]
+    assert (found["mean"], found["sign"], found["interval"], found["needed"]) == (0.5, "=", None, None)
+    assert verdict("dml", found) == "dml: +0.5 at one seed; one seed shows nothing: give at least 2, better 5"
+
+
+def test_no_spread_is_no_evidence() -> None:
+    """A coarse test set gives equal differences by chance; they must not become certainty."""
+    same, shifted, real = gains([0, 0, 0], [0.3, 0.3, 0.3], [5.0, 5.1, 5.2]).values()
+    assert same["sign"] == shifted["sign"] == "="
+    assert real["sign"] == "+" and real["level"] == ALPHA / 3  # they count as tests
+    assert verdict("a", same) == "a: the same as plain at each of 3 seeds; with no spread there is no interval"
+    assert verdict("b", shifted, 2.0) == (
+        "b: +0.30 at each of 3 seeds for 2.0x training; with no spread there is no interval"
+    )
+    thirds = compare(by_seed([100 * 355 / 360, 100 * 350 / 360]), {"m": by_seed([100 * 356 / 360, 100 * 351 / 360])})
+    assert thirds["m"]["interval"] is None  # equal up to the rounding of percentages
+    assert t_interval([2.0, 2.0]) == (2.0, 2.0)
+    with pytest.raises(InputError, match="no spread"):
+        t_test([1.0, 1.0])
+
+
+def test_cells_that_are_missing() -> None:
+    plain = {0: 90.0, 1: 91.0, 3: 92.0}
+    found = compare(plain, {"m": {1: 92.0, 2: 50.0, 3: 92.5}})["m"]
+    assert (found["seeds"], found["mean"]) == (2, 0.75)
+    with pytest.raises(InputError, match="m: shares no finished seed"):
+        compare(plain, {"m": {7: 90.0}})
+    with pytest.raises(InputError, match="must be one finite number per seed"):
+        compare(plain, {"m": {0: math.nan, 1: 1.0}})
+    with pytest.raises(InputError, match="must be one finite number"):
+        summarise([])
+
+
+def test_tables_are_json() -> None:
+    found = gains(*np.random.default_rng(0).normal(0, 1, (2, 12)))
+    assert json.loads(json.dumps(found)).keys() == {"m0", "m1"}
+    assert found["m0"]["bootstrap"] is not None
+
+
+def test_verdicts() -> None:
+    found = gains([0.4, 0.5, 0.3, 0.45, 0.35], [-2, -2.3, -2.1, -1.8, -1.9], [0.3, -0.2, 0.1, 0, 0.2])
+    better, worse, unclear = found.values()
+    assert verdict("ddgsd", better, 2.0) == "ddgsd: +0.4 [0.3, 0.5] for 2.0x training"
+    assert verdict("one", worse) == "one: -2.0 [-2.4, -1.7]"
+    needed = seeds_needed(0.19235384061671343)
+    assert unclear["needed"] == needed
+    assert verdict("dml", unclear) == f"dml: no difference shown at 5 seeds; about {needed} would be needed to see 0.2"
+    enough = gains([0.01, -0.02, 0.0, 0.015, -0.01])["m0"]
+    assert verdict("kd", enough) == "kd: no difference shown at 5 seeds, enough to see 0.2 four times in five"
+    close = gains([0.03, 0.05, 0.04, 0.04])["m0"]
+    assert verdict("x", close) == "x: +0.04 [0.03, 0.05]"  # enough digits to see that 0 is outside

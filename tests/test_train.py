@@ -1,0 +1,169 @@
+"""train() in Python: data of every shape, rates, selection, what it writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import batch, tiny
+from torch import nn
+
+import teacherless as tl
+from teacherless.engine import make_optimizer, rate, set_rates, train_step
+from teacherless.run import Settings
+
+
+def pairs(n: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(b.inputs[0], b.labels) for b in map(batch, range(n))]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda x, y: (x, y),
+        lambda x, y: [x, y],
+        lambda x, y: {"image": x, "label": y},
+        lambda x, y: {"pixel_values": x, "labels": y.to(torch.int32)},
+        lambda x, y: tl.Batch((x,), y),
+        lambda x, y: ((x, x), y),
+        lambda x, y: (x, y, torch.arange(len(y))),
+    ],
+)
+def test_any_loader(shape: Any) -> None:
+    method = tl.Plain(tiny(0))
+    result = tl.train(method, [shape(*p) for p in pairs()], pairs(1), pairs(1), epochs=2, quiet=True)
+    assert len(result.history) == 2
+    assert result.summary["students"]["student"]["test_top1"] is not None
+
+
+def test_writes_nothing_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tl.train(tl.Plain(tiny(0)), pairs(), epochs=1, quiet=True)
+    assert not list(tmp_path.iterdir())
+    result = tl.train(tl.DML(tiny(0), tiny(1)), pairs(), pairs(1), epochs=2, quiet=True, out=tmp_path / "run")
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"run.json", "metrics.jsonl", "summary.json", "students"}
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == result.summary
+    again = tl.load_student(tmp_path / "run" / "students" / "peer1", net=tiny(5)).net
+    x = batch().inputs[0]
+    with torch.no_grad():
+        assert torch.equal(again.eval()(x), result.method.students()["peer1"].eval()(x))
+    with pytest.raises(tl.InputError, match="finished run"):
+        tl.train(tl.Plain(tiny(0)), pairs(), epochs=1, quiet=True, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([], "no batches in epoch 0"),
+        ([(1, 2, 3, 4)], "must yield"),
+        ([{"picture": 1}], "needs one of"),
+        ([object()], "found a object"),
+    ],
+)
+def test_data_that_cannot_be_read(data: Any, words: str) -> None:
+    with pytest.raises(tl.InputError, match=words):
+        tl.train(tl.Plain(tiny(0)), data, epochs=1, quiet=True)
+
+
+def test_a_generator_is_read_once() -> None:
+    def once() -> Iterator[Any]:
+        yield from pairs()
+
+    with pytest.raises(tl.InputError, match="generator can be read only once"):
+        tl.train(tl.Plain(tiny(0)), once(), epochs=2, quiet=True)
+
+
+def test_a_loader_that_cannot_give_what_is_wanted() -> None:
+    with pytest.raises(tl.InputError, match="wants 2 views"):
+        tl.train(tl.DML(tiny(0), views=2), pairs(), epochs=1, quiet=True)
+
+
+def test_labels_the_network_does_not_have() -> None:
+    x, y = pairs(1)[0]
+    with pytest.raises(tl.InputError, match="found class 9"):
+        tl.train(tl.Plain(tiny(0)), [(x, y + 5)], epochs=1, quiet=True)
+
+
+@pytest.mark.parametrize("bad", [{"epoch": 3}, {"lr": 0}, {"epochs": 1.5}, {"sched": "cosin"}, {"smoothing": 1.0}])
+def test_settings_are_checked(bad: dict[str, Any]) -> None:
+    with pytest.raises(tl.InputError):
+        tl.train(tl.Plain(tiny(0)), pairs(), quiet=True, **bad)
+
+
+def test_select_best_ships_the_best_epoch() -> None:
+    """Validation has the wrong labels, so the more is learnt, the worse it gets."""
+    val = [(x, (y + 1) % 5) for x, y in pairs()]
+    result = tl.train(tl.Plain(tiny(3)), pairs(), val, epochs=12, sched="constant", select="best", quiet=True)
+    seen = [line["val/top1/student"] for line in result.history]
+    assert seen[-1] < max(seen), "the test needs a last epoch that is not the best"
+    assert result.summary["students"]["student"]["val_top1"] == max(seen)
+
+
+def test_steps_stop_in_the_middle_of_an_epoch() -> None:
+    result = tl.train(tl.Plain(tiny(0)), pairs(3), steps=4, quiet=True)
+    assert [line["step"] for line in result.history] == [3, 4]
+
+
+def test_rates() -> None:
+    def rates(total: int = 12, per_epoch: int = 2, **settings: Any) -> list[float]:
+        return [rate(Settings(**settings), step, per_epoch, total) for step in range(total)]
+
+    assert rates(sched="constant") == [1.0] * 12
+    cosine = rates(sched="cosine")
+    assert cosine[0] == 1
+    assert cosine[6] == pytest.approx(0.5)
+    assert cosine == sorted(cosine, reverse=True)
+    assert rates(sched="step", decay_milestones=(1, 4)) == pytest.approx([1, 1, *[0.1] * 6, *[0.01] * 4])
+    assert rates(sched="step", decay_epochs=3, decay_rate=0.5) == pytest.approx([*[1] * 6, *[0.5] * 6])
+    assert rates(sched="step", epochs=6) == pytest.approx([*[1] * 4, *[0.1] * 4, *[0.01] * 4])
+    assert rates(sched="constant", warmup_epochs=2)[:5] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+
+
+def test_each_student_keeps_its_own_rate() -> None:
+    groups = tl.DML(tiny(0), tiny(1)).param_groups()
+    own = {"peer1": {"lr": 0.02, "weight_decay": 0.0, "momentum": 0.5}}
+    optimizer = make_optimizer(groups, Settings(lr=0.1, weight_decay=1e-3), own)
+    set_rates(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.01])
+    assert [group["momentum"] for group in optimizer.param_groups] == [0.9, 0.5]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-3, 0.0]
+    with pytest.raises(tl.InputError, match="peer7"):
+        make_optimizer(groups, Settings(), {"peer7": {"lr": 1.0}})
+    with pytest.raises(tl.InputError, match="momentum is of sgd"):
+        make_optimizer(groups, Settings(opt="adam"), own)
+
+
+class Two(tl.Method):
+    """Two parameters, each with a gradient of its own size."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.a, self.b, self.scale = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3)), scale
+
+    def forward(self, batch: tl.Batch, progress: tl.Progress = tl.Progress()) -> tl.Output:
+        return tl.Output({"a": 5 * self.a.sum(), "b": self.scale * self.b.sum()}, torch.zeros(1, 1, 2))
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [{"name": "a", "params": [self.a]}, {"name": "b", "params": [self.b]}]
+
+
+def test_clipping_is_per_student() -> None:
+    """A peer's step must not depend on how large its peers' gradients are."""
+    for scale in (0.1, 1000.0):
+        method = Two(scale)
+        optimizer = make_optimizer(method.param_groups(), Settings(lr=1, momentum=0, weight_decay=0), {})
+        train_step(method, optimizer, batch(), tl.Progress(), clip=1.0)
+        assert float(method.a.detach().norm()) == pytest.approx(1, rel=1e-4)
+        assert float(method.b.detach().norm()) == pytest.approx(min(1, 0.1 * 3**0.5) if scale < 1 else 1, rel=1e-4)
+
+
+def test_smoothing_reaches_every_method() -> None:
+    data = pairs(1)
+    hard = tl.train(tl.Plain(tiny(0)), data, epochs=1, quiet=True)
+    soft = tl.train(tl.Plain(tiny(0)), data, epochs=1, smoothing=0.2, quiet=True)
+    assert soft.history[0]["train/ce"] != hard.history[0]["train/ce"]
+    assert soft.history[0]["train/nll/student"] == hard.history[0]["train/nll/student"]

@@ -43,7 +43,7 @@ class Verdict(NamedTuple):
 LOSSES, DML, ONE, METHOD = "losses.py", "methods/dml.py", "methods/one.py", "method.py"
 DDGSD, KD, FITNETS, BYOT = "methods/ddgsd.py", "methods/kd.py", "methods/fitnets.py", "methods/byot.py"
 FRSKD, PSKD, TFKD, CSKD = "methods/frskd.py", "methods/ps_kd.py", "methods/tf_kd.py", "methods/cs_kd.py"
-PLAIN, SMOOTHING = "methods/plain.py", "methods/label_smoothing.py"
+PLAIN, SMOOTHING, SNAPSHOT = "methods/plain.py", "methods/label_smoothing.py", "methods/snapshot.py"
 
 MUTANTS = [
     Mutant("KL direction flipped", LOSSES, "(log_q.exp() * (log_q - log_p))", "(log_p.exp() * (log_p - log_q))"),
@@ -86,6 +86,12 @@ MUTANTS = [
     #
     Mutant("plain: smoothing ignored", PLAIN, "batch.labels, self.smoothing", "batch.labels"),
     Mutant("label smoothing: never set", SMOOTHING, "self.smoothing = smoothing", "pass"),
+    Mutant("snapshot: the cycles do not share the epochs", SNAPSHOT, "return -(-amount // len(self.phases))",
+           "return amount"),
+    Mutant("snapshot: shares rounded down", SNAPSHOT, "return -(-amount // len(self.phases))",
+           "return max(1, amount // len(self.phases))"),
+    Mutant("snapshot: every copy in the same place", SNAPSHOT, "self.copies[done - 1].load", "self.copies[0].load"),
+    Mutant("snapshot: the last cycle left out", SNAPSHOT, "[*self.copies, self.student]", "[*self.copies]"),
     #
     Mutant("DML: own prediction kept in the mean of others", DML, "return (total - own)", "return total"),
     Mutant("DML: mean over K, not K-1", DML, ".div_(len(own) - 1)", ".div_(len(own))"),

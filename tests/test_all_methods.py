@@ -31,6 +31,7 @@ ROUTES: dict[str, dict[str, set[str]]] = {
     "dml": {"ce": {"peers"}, "mimicry": {"peers"}},
     "ddgsd": {"ce": {"student"}, "kl": {"student"}, "mmd": {"student"}},
     "label-smoothing": {"ce": {"student"}},
+    "snapshot": {"ce": {"student"}},
     "fitnets": {"hint": {"student", "regressor"}, "ce": {"student"}, "distil": {"student"}},
     "kd": {"ce": {"student"}, "distil": {"student"}},
     "byot": {
@@ -89,9 +90,9 @@ def trainable(method: Method) -> list[torch.nn.Parameter]:
 
 def each_phase(name: str) -> list[Method]:
     methods = []
-    for phase in METHODS[name].phases:
+    for phase in build(name).phases:
         method = build(name)
-        method.phase = phase
+        method.begin(phase)
         methods.append(method)
     return methods
 
@@ -186,9 +187,7 @@ def test_overfits_64_images(name: str) -> None:
     if METHODS[name].teacher_use == "required":  # one that knows, or the student would learn what it does not
         train(Plain(teacher), [batch], epochs=60, lr=0.1, weight_decay=0, sched="constant", quiet=True)
     method = build(name, teacher=teacher)
-    for phase in method.phases:
-        method.phase = phase
-        result = train(method, [batch], epochs=100, lr=0.1, weight_decay=0, sched="constant", quiet=True)
+    result = train(method, [batch], epochs=100, lr=0.1, weight_decay=0, sched="constant", quiet=True)
     last = result.history[-1]
     for student in method.students():
         assert last[f"train/top1/{student}"] == 100, last
@@ -200,9 +199,7 @@ def test_one_seed_is_one_result(name: str) -> None:
         method = build(name, seed)
         batch = data(method)
         parts = [Batch(tuple(x[i::2] for x in batch.inputs), batch.labels[i::2], batch.index[i::2]) for i in (0, 1)]
-        for phase in method.phases:
-            method.phase = phase
-            train(method, parts, epochs=3, seed=seed, quiet=True)
+        train(method, parts, epochs=3, seed=seed, quiet=True)
         return [value.clone() for value in method.state_dict().values()]
 
     first, second, other = run(1), run(1), run(2)

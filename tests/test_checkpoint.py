@@ -78,7 +78,8 @@ def test_resume_is_the_same_bits(name: str, engine: str, amp: bool, tmp_path: Pa
     straight, halves, anywhere = tmp_path / "straight", tmp_path / "halves", tmp_path / "anywhere"
     how = {"engine": engine, "amp": amp}
     fit(name, straight, **how)
-    steps = 16 * len(METHODS[name].phases)
+    method = build(name)
+    steps = 4 * method.share(4) * len(method.phases)
     draw = random.Random(name)
     for out, stop in ((halves, 9), (anywhere, draw.choice([s for s in range(2, steps) if s != 9]))):
         with pytest.raises(Stopped) as stopped:

@@ -23,6 +23,7 @@ SEEN = " (view 0, view 1)"
 EXPECTED: dict[str, dict[str, list[str]]] = {
     "plain": {"ce": ["student <- labels"]},
     "label-smoothing": {"ce": ["student <- labels"]},
+    "snapshot": {f"cycle{i}: ce": ["student <- labels"] for i in range(1, 6)},
     "dml": {"ce": ["peer0, peer1 <- labels"], "mimicry": ["peer0 <- peer1", "peer1 <- peer0"]},
     "one": {
         "ce": [f"{ALL_OF_ONE} <- labels"],
@@ -62,7 +63,7 @@ def each_phase(name: str, **options: Any) -> list[Term]:
     method = build(name, **options)
     found: list[Term] = []
     for phase in method.phases:
-        method.phase = phase
+        method.begin(phase)
         found += measure(method, data(method)).terms
     return found
 

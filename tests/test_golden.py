@@ -85,7 +85,7 @@ def curves(method: Method) -> Curves:
     """Every term of every step; a phase's name goes before its terms'."""
     found: Curves = {}
     for phase in method.phases:
-        method.phase = phase
+        method.begin(phase)
         optimizer = make_optimizer(method.param_groups(), Settings(lr=0.01), {})
         epochs = torch.tensor(STEPS * SIZE // SAMPLES)
         for step, batch in enumerate(batches(method)):

@@ -16,9 +16,9 @@ from teacherless.method import Batch
 from teacherless.methods import METHODS
 from teacherless.models import MODELS, check_input, create, describe
 from teacherless.models.densenet import densenet
+from teacherless.models.preact import PreActivated
 from teacherless.models.resnet import Residual, ZeroPad
 from teacherless.models.staged import Staged, fresh
-from teacherless.models.wrn import PreActivated
 
 PARAMS = {  # at 100 classes; those with a source are published or counted from the authors' code
     "small-cnn": 106_372,
@@ -38,6 +38,7 @@ PARAMS = {  # at 100 classes; those with a source are published or counted from 
     "se-resnet110": 1_750_802,
     "resnext29-8x64d": 34_518_948,  # 34.4M at 10 classes
     "resnext50-32x4d": 23_177_124,
+    "preact-resnet18": 11_218_340,  # 11.2M
     "wrn-16-2": 703_284,  # 0.7M
     "wrn-16-8": 11_007_540,  # 11.0M
     "wrn-28-10": 36_536_884,  # DML: 36.5M

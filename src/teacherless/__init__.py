@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from teacherless.methods.one import ONE as ONE
     from teacherless.methods.plain import Plain as Plain
     from teacherless.methods.ps_kd import PSKD as PSKD
+    from teacherless.methods.snapshot import Snapshot as Snapshot
     from teacherless.methods.tf_kd import TFKD as TFKD
     from teacherless.models import create as create
     from teacherless.models.adapted import adapt as adapt
@@ -57,6 +58,7 @@ _HOME = {
         "ONE",
         "PSKD",
         "Plain",
+        "Snapshot",
         "TFKD",
     ],
     "models": ["create"],

@@ -77,15 +77,16 @@ def explain(run: Run) -> Explanation:
     method, per_student = build_method(run, source)
     data = loaders(run, source, method.wants, torch.device("cpu"))[0]
     batches = list(islice(data.epoch(0), STEPS + 1))
-    now = Progress(epochs=torch.tensor(run.epochs))
+    epochs = method.share(run.epochs)
+    now = Progress(epochs=torch.tensor(epochs))
     found: list[Term] = []
     for phase in method.phases:
-        method.phase = phase
+        method.begin(phase)
         optimizer = make_optimizer(method.param_groups(), run, per_student)
         with _repeatable():
             for batch in batches[:-1]:
                 train_step(method, optimizer, batch, now, run.clip_grad)
-        parts, shipped, terms = measure(method, batches[-1], run.epochs)
+        parts, shipped, terms = measure(method, batches[-1], epochs)
         found += terms
     return Explanation(parts, shipped, found)
 
@@ -139,7 +140,7 @@ class Probe:
 
     def gradients(self, term: str) -> dict[int, Tensor]:
         """Of a term, by parameter, where it is not 0."""
-        params = list(self.method.parameters())
+        params = [p for p in self.method.parameters() if p.requires_grad]
         with _repeatable(), self._buffers_kept():
             value = self.method(self.batch, self.progress).terms[term]
             found = (

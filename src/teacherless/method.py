@@ -64,7 +64,7 @@ class Method(nn.Module):
     teacher_use: ClassVar[Literal["none", "optional", "required"]] = "none"
     variants: ClassVar[dict[str, dict[str, Any]]] = {}  # named presets of options that reproduce another code base
 
-    phases: tuple[str, ...] = ("",)  # one `train()` call each (FitNets: hint, kd)
+    phases: tuple[str, ...] = ("",)  # each a training of its own, one after the other (FitNets: hint, kd)
     phase: str = ""
     wants: Wants = Wants()
     turns: int = 1  # optimizer steps per batch
@@ -77,6 +77,14 @@ class Method(nn.Module):
     def students(self) -> dict[str, nn.Module]:
         """What is shipped, by name."""
         raise NotImplementedError
+
+    def begin(self, phase: str) -> None:
+        """A phase begins, the first one too."""
+        self.phase = phase
+
+    def share(self, amount: int) -> int:
+        """How many of a run's epochs, or steps, each phase gets: all of them, as a training of its own."""
+        return amount
 
     def ensemble(self) -> nn.Module | None:
         """A predictor that returns logits, or None where the method has no ensemble."""

@@ -48,7 +48,7 @@ def plan(run: Run) -> Plan:
     method, engine, seconds = _steps(run, source, device)
     peak = _peak(device)
     data, val, _ = loaders(run, source, method.wants, device)
-    epochs = -(-run.steps // len(data)) if run.steps else run.epochs
+    epochs = -(-method.share(run.steps) // len(data)) if run.steps else method.share(run.epochs)
     shipped = {name: sum(p.numel() for p in net.parameters()) for name, net in method.students().items()}
     inside = {id(p) for net in method.students().values() for p in net.parameters()}
     validation = _seconds_of(lambda: evaluate(method.students(), val.epoch(0))) if val else 0.0
@@ -80,7 +80,7 @@ def _steps(run: Run, source: Source, device: torch.device) -> tuple[Method, Engi
     engine = Engine(method.to(device), run, device)
     seconds = []
     for phase in method.phases:
-        method.train().phase = phase
+        method.train().begin(phase)
         optimizer = make_optimizer(method.param_groups(), run, per_student)
         with engine:
             times = []

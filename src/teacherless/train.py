@@ -124,11 +124,12 @@ class Training:
         self.every = checkpoint.Every(settings.checkpoint_every)
         self.per_student = per_student
         self.per_epoch: int | None = len(data) if hasattr(data, "__len__") else None
-        self.epochs = settings.epochs
-        if settings.steps is not None:
+        self.epochs = method.share(settings.epochs)
+        self.steps = settings.steps and method.share(settings.steps)  # of each phase
+        if self.steps is not None:
             if self.per_epoch is None:
                 raise InputError("--steps: the training data has no length; give epochs instead")
-            self.epochs = math.ceil(settings.steps / self.per_epoch)
+            self.epochs = math.ceil(self.steps / self.per_epoch)
         method.to(self.device)
         self.engine = Engine(method, settings, self.device)
         self.students = method.students()
@@ -142,7 +143,7 @@ class Training:
 
     def _start_phase(self) -> None:
         """A phase is a training of its own: a new optimizer, rates and epochs from 0."""
-        self.method.phase = self.method.phases[self.phase]
+        self.method.begin(self.method.phases[self.phase])
         self.optimizer = make_optimizer(self.method.param_groups(), self.settings, self.per_student)
         count = torch.zeros((), dtype=torch.long, device=self.device)
         self.progress = Progress(step=count, epoch=count.clone(), epochs=count + self.epochs)
@@ -205,7 +206,7 @@ class Training:
         """What is left of an epoch, its evaluation, its line."""
         self.method.train()
         self.recorder.start()
-        settings, total = self.settings, self.settings.steps or self.epochs * (self.per_epoch or 1)
+        settings, total = self.settings, self.steps or self.epochs * (self.per_epoch or 1)
         for batch in self._batches():
             if self.step == 0:
                 _check_first(self.students, batch)
@@ -221,7 +222,7 @@ class Training:
                 self._stop(signals.asked)
             if self.out and self.every.due(self.step, None):
                 self.save()
-            if self.step == settings.steps:
+            if self.step == self.steps:
                 break
         self.progress.epoch.add_(1)
         self.recorder.stop()

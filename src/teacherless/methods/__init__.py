@@ -14,6 +14,7 @@ from teacherless.methods.label_smoothing import LabelSmoothing
 from teacherless.methods.one import ONE
 from teacherless.methods.plain import Plain
 from teacherless.methods.ps_kd import PSKD
+from teacherless.methods.snapshot import Snapshot
 from teacherless.methods.tf_kd import TFKD
 
 METHODS: dict[str, type[Method]] = {
@@ -29,4 +30,5 @@ METHODS: dict[str, type[Method]] = {
     "ps-kd": PSKD,
     "tf-kd": TFKD,
     "cs-kd": CSKD,
+    "snapshot": Snapshot,
 }

@@ -24,6 +24,7 @@ from teacherless.models.classic import alexnet, vgg16_bn
 from teacherless.models.densenet import densenet
 from teacherless.models.googlenet import googlenet
 from teacherless.models.mobilenet import mobilenet
+from teacherless.models.preact import preact_resnet18, wrn
 from teacherless.models.resnet import (
     resnet,
     resnet_cifar,
@@ -35,7 +36,6 @@ from teacherless.models.resnet import (
 )
 from teacherless.models.small import small_cnn
 from teacherless.models.staged import Staged, at_rest, fresh
-from teacherless.models.wrn import wrn
 
 MODELS: dict[str, Callable[..., Staged]] = {
     "small-cnn": small_cnn,
@@ -51,6 +51,7 @@ MODELS: dict[str, Callable[..., Staged]] = {
     "resnet18": partial(resnet, depth=18),
     "resnet34": partial(resnet, depth=34),
     "resnet50": partial(resnet, depth=50),
+    "preact-resnet18": preact_resnet18,
     "se-resnet18": partial(se_resnet, depth=18),
     "se-resnet110": partial(se_resnet_cifar, depth=110),
     "resnext29-8x64d": resnext29,

@@ -1,4 +1,5 @@
-"""Wide residual networks: Zagoruyko & Komodakis 2016 (arXiv:1605.07146)."""
+"""Residual networks that activate before they convolve: He et al. 2016 (arXiv:1603.05027), and wide ones, Zagoruyko &
+Komodakis 2016 (arXiv:1605.07146)."""
 
 from __future__ import annotations
 
@@ -39,5 +40,17 @@ def wrn(*, num_classes: int, in_channels: int, depth: int, width: int, dropout: 
     channels = [16 * width, 32 * width, 64 * width]
     block = partial(PreActivated, rate=dropout)
     stages = stack(block, [conv(in_channels, 16, 3)], 16, channels, [(depth - 4) // 6] * 3)
+    stages[-1].extend(bn_relu(channels[-1]))
+    return Staged(stages, channels, nn.Linear(channels[-1], num_classes))
+
+
+def preact_resnet18(*, num_classes: int, in_channels: int) -> Staged:
+    """ResNet-18 with its activations moved (He et al. 2016, arXiv:1603.05027, figure 4e), in the CIFAR form.
+
+    Four stages of two blocks, 64 to 512 channels. The last batch norm and ReLU belong to the last stage.
+    `[B, in_channels, H, W] -> [B, num_classes]`; total stride 8.
+    """
+    channels = [64, 128, 256, 512]
+    stages = stack(PreActivated, [conv(in_channels, 64, 3)], 64, channels, [2, 2, 2, 2])
     stages[-1].extend(bn_relu(channels[-1]))
     return Staged(stages, channels, nn.Linear(channels[-1], num_classes))

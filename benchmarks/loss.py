@@ -43,14 +43,14 @@ def pairs(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
 
 
 class Given(nn.Module):
-    """A peer that predicts what it was given; its prediction is a new tensor, as a network's is."""
+    """A peer that predicts what it was given."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
         self.logits = nn.Parameter(logits)
 
     def forward(self, _: Tensor) -> Tensor:
-        return self.logits * 1
+        return self.logits
 
 
 def step(way: str, k: int, b: int, c: int, device: str) -> Callable[[], object]:
@@ -101,7 +101,7 @@ def main() -> None:
     tune_allocator()
     where, rows, raw = machine(args.device), [], {}
     for k, b, c in SIZES:
-        repeats = max(1, 2_000_000 // (k * k * b * c))
+        repeats = max(2, min(20, 100_000_000 // (k * k * b * c)))
         times = interleave(
             {way: timed(step(way, k, b, c, args.device), repeats, args.device) for way in WAYS}, args.rounds
         )

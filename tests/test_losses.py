@@ -216,12 +216,14 @@ def test_wrong_shapes_are_refused_by_name(call: Loss, named: str) -> None:
         call(noise(0, B, C))
 
 
+@pytest.mark.parametrize("many", [0, 2**20])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(F64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_mutual_is_the_plain_path(
-    smoothing: float, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+def test_mutual_is_what_autograd_makes_of_the_equation(
+    many: int, smoothing: float, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Values and gradients of each term alone and both together; rows in slices of two, and a peer nobody answers."""
+    """Values and gradients of each term alone and both together, whole and in slices, and a peer nobody answers."""
+    monkeypatch.setattr(losses, "MANY", many)
     monkeypatch.setattr(losses, "SLICE", 2 * C)
     z = noise(3, 3, B, C, scale=5).to(dtype)
     z[0, 0] *= 100  # as sure as can be
@@ -249,7 +251,10 @@ def test_mutual_is_the_plain_path(
     assert not results[1][3][2].any()
 
 
-def test_mutual_is_one_graph() -> None:
+@pytest.mark.parametrize("many", [0, 2**20])
+def test_mutual_is_one_graph(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "MANY", many)
+
     def loss(z: Tensor) -> Tensor:
         return torch.stack(losses.mutual(z, LABELS, lambda own: (own.sum(0) - own) / 2)).sum()
 

@@ -105,11 +105,11 @@ SLICE = 2**17  # numbers that stay in a core's cache from one operation to the n
 def mutual(
     logits: Tensor, labels: Tensor, exchange: Callable[[Tensor], Tensor], smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and mimicry of the others' mean at T = 1, for logits so many that memory decides.
+    """Cross-entropy and mimicry of the others' mean at T = 1, from one softmax, with its gradient written out.
 
-    The same numbers as `nll` and the closed form of `methods/dml.py` on one shared log-softmax, with at most 2.5 times
-    the logits in memory beside them, gradient included: rows go through in slices, log-probabilities are never kept,
-    and probabilities are made again when the gradient is.
+    The same numbers as `nll` and the closed form of `methods/dml.py`. Where one student has more than `MANY` logits,
+    rows go through in slices and only the others' mean is kept: probabilities are made again for the gradient, and all
+    of it takes 2.5 times the logits in memory beside them, gradient included.
 
     Args:
         logits: `[k, B, C]`.
@@ -119,57 +119,57 @@ def mutual(
 
     Returns: ce and mimicry, each `[k, B]`, in nats.
     """
-    found: tuple[Tensor, Tensor] = _Mutual.apply(logits, labels, exchange, smoothing)  # type: ignore[no-untyped-call]
-    return found
+    k, size, classes = logits.shape
+    z = logits.detach().flatten(0, 1)  # [N, C], N = k·B
+    if size * classes <= MANY:
+        p, log_p = F.softmax(full(z), -1), log_probs(z)  # two passes, and still faster than an exponential
+        voices = torch.cat([p, (p * log_p).sum(-1, keepdim=True)], -1)
+        kept: tuple[Tensor | None, Tensor | None] = p, log_p
+    else:
+        voices, kept = full(z).new_empty(len(z), classes + 1), (None, None)
+        for rows in _slices(z):
+            part = F.softmax(full(z[rows]), -1)
+            voices[rows, :-1] = part
+            voices[rows, -1] = part.mul_(log_probs(z[rows])).sum(-1)
+    others = exchange(voices.view(k, size, classes + 1)).flatten(0, 1)
+    del voices
+    both = _Mutual.apply(logits.flatten(0, 1), labels.repeat(k), others, smoothing, *kept)  # type: ignore[no-untyped-call]
+    return both[0].view(k, size), both[1].view(k, size)
 
 
 class _Mutual(torch.autograd.Function):
-    """d ce / dz = p - y and d mimicry / dz = p Σq - q, with q the others' mean."""
+    """d ce / dz = p - y and d mimicry / dz = p Σq - q, with q the others' mean; Σq is 1, or 0 for who hears nobody.
+
+    Logits `[N, C]`, labels `[N]`, others `[N, C+1]`; p and log p `[N, C]`, or None to make them a slice at a time.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, labels: Tensor, exchange: Callable[[Tensor], Tensor], smoothing: float
+        ctx: Any, z: Tensor, y: Tensor, others: Tensor, smoothing: float, p: Tensor | None, log_p: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        z, (k, size, classes) = logits.flatten(0, 1), logits.shape  # [N, C], N = k·B
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        voices = z.new_empty(k * size, classes + 1, dtype=dtype)
-        norm = z.new_empty(k * size, 2, dtype=dtype)  # max z and log Σ exp(z - max z): apart, for precision
-        for rows in _slices(z):
-            top = full(z[rows]).amax(-1, keepdim=True)
-            log_p = full(z[rows]) - top
-            p = log_p.exp()
-            total = p.sum(-1, keepdim=True)
-            log_p.sub_(total.log())
-            voices[rows, :-1] = p.div_(total)
-            voices[rows, -1] = p.mul_(log_p).sum(-1)
-            norm[rows] = torch.cat([top, total.log()], -1)
-        others = exchange(voices.view(k, size, classes + 1)).flatten(0, 1)
-        del voices
-        y = labels.repeat(k)
-        ce, mimicry, heard = (torch.empty_like(norm[:, 0]) for _ in range(3))  # [N]
-        for rows in _slices(z):
-            log_p = full(z[rows]) - norm[rows, :1] - norm[rows, 1:]
-            ce[rows] = nll(log_p, y[rows], smoothing)
-            mimicry[rows] = others[rows, -1] - log_p.mul_(others[rows, :-1]).sum(-1)
-            heard[rows] = others[rows, :-1].sum(-1)  # 1, or 0 for who listens to nobody
-        ctx.save_for_backward(logits, y, norm, others, heard)
+        ctx.save_for_backward(z, y, others, p)
         ctx.smoothing = smoothing
-        return ce.view(k, size), mimicry.view(k, size)
+        ce, mimicry = [], []
+        for rows in _slices(z) if log_p is None else [slice(None)]:
+            here = log_probs(z[rows]) if log_p is None else log_p
+            ce.append(nll(here, y[rows], smoothing))
+            mimicry.append(others[rows, -1] - here.mul_(others[rows, :-1]).sum(-1))
+        return torch.cat(ce), torch.cat(mimicry)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, y, norm, others, heard = ctx.saved_tensors
-        z, grad = logits.flatten(0, 1), torch.empty_like(logits)
-        out = grad.flatten(0, 1)
-        by_ce, by_mimicry = (g.flatten().unsqueeze(-1) for g in grads)  # [N, 1]
-        for rows in _slices(z):
-            p = (full(z[rows]) - norm[rows, :1]).sub_(norm[rows, 1:]).exp_()
-            p.mul_(by_ce[rows] + by_mimicry[rows] * heard[rows, None])
-            p.addcmul_(others[rows, :-1], by_mimicry[rows], value=-1)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        z, y, others, p = ctx.saved_tensors
+        by_ce, by_mimicry = (g.unsqueeze(-1) for g in grads)  # [N, 1]
+        grad = torch.empty_like(full(z))
+        for rows in _slices(z) if p is None else [slice(None)]:
+            here, q = F.softmax(full(z[rows]), -1) if p is None else p, others[rows, :-1]
+            weight = by_ce[rows] + by_mimicry[rows] * q.sum(-1, keepdim=True)
+            g = torch.mul(here, weight, out=grad[rows])
+            g.addcmul_(q, by_mimicry[rows], value=-1)
             if ctx.smoothing:
-                p.sub_(by_ce[rows] * (ctx.smoothing / p.shape[-1]))
-            out[rows] = p.scatter_add_(-1, y[rows, None], by_ce[rows] * (ctx.smoothing - 1))
-        return grad, None, None, None
+                g.sub_(by_ce[rows] * (ctx.smoothing / g.shape[-1]))
+            g.scatter_add_(-1, y[rows, None], by_ce[rows] * (ctx.smoothing - 1))
+        return grad.to(z.dtype), None, None, None, None, None
 
 
 def _slices(z: Tensor) -> Iterator[slice]:

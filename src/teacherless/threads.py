@@ -74,8 +74,9 @@ class Meeting:
             )  # of each student [V, B, C+1]
             self.barrier.wait()
             voices = [voice for worker, i in self.order for voice in self.left[worker][i]]  # K·V of [B, C+1]
-            total: Tensor = functools.reduce(torch.add, voices)
-            return (total - own).div_(len(voices) - 1)
+            rest = len(voices) - 1
+            total = functools.reduce(torch.add, voices).div_(rest)
+            return torch.sub(total, own, alpha=1 / rest)
 
         return meet
 

@@ -70,9 +70,13 @@ Gather = Callable[[Tensor], tuple[Tensor, slice]]
 
 
 def mean_of_others(own: Tensor) -> Tensor:
-    """The local exchange: for each prediction, the mean of all the other ones, summed in peer order. `[k, B, C+1]`."""
-    total = reduce(Tensor.add_, own[1:].unbind(0), own[0].clone())
-    return (total - own).div_(len(own) - 1)
+    """The local exchange: for each prediction, the mean of all the other ones, summed in peer order. `[k, B, C+1]`.
+
+    It takes the place of `own`: to stay small is to stay in the cache.
+    """
+    rest = len(own) - 1
+    total = reduce(Tensor.add_, own[1:].unbind(0), own[0].clone()).div_(rest)
+    return torch.sub(total, own, alpha=1 / rest, out=own)
 
 
 def everyone(own: Tensor) -> tuple[Tensor, slice]:
@@ -193,8 +197,8 @@ class DML(Method):
 
     def _scores(self, own: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy and mimicry of each prediction. `[k, B, C], [B] or [B, C] -> [k, B], [k, B]`."""
-        plain = self.complete and self.mimicry == "pairwise" and self.temperature == 1 and labels.dim() == 1
-        if plain and own[0].numel() > losses.MANY:
+        usual = self.complete and self.mimicry == "pairwise" and self.temperature == 1
+        if usual and self.update == "simultaneous" and labels.dim() == 1:
             ce, mimicry = losses.mutual(own, labels, self.exchange, self.smoothing)
         else:
             log_p = losses.log_probs(own, self.temperature)

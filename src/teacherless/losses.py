@@ -133,7 +133,7 @@ def mutual(
             voices[rows, -1] = part.mul_(log_probs(z[rows])).sum(-1)
     others = exchange(voices.view(k, size, classes + 1)).flatten(0, 1)
     del voices
-    both = _Mutual.apply(logits.flatten(0, 1), labels.repeat(k), others, smoothing, *kept)  # type: ignore[no-untyped-call]
+    both = _Mutual.apply(logits.flatten(0, 1), labels.expand(k, -1).flatten(), others, smoothing, *kept)  # type: ignore[no-untyped-call]
     return both[0].view(k, size), both[1].view(k, size)
 
 

@@ -47,6 +47,7 @@ def dml_case(nets: list[str], batch: int = 64) -> dict[str, dict[str, Any]]:
         "ours fp32 threads": ours("dml", "threads"),
         "ours amp loop": ours("dml", amp=True),
         "ours amp threads": ours("dml", "threads", True),
+        "ours amp graph": ours("dml", "graph", True),
     }
     cohort = {name: {**way, "nets": nets, "batch": batch} for name, way in ways.items()}
     for net in dict.fromkeys(nets):
@@ -193,7 +194,7 @@ def main() -> None:
             way: setting
             for way, setting in CASES[name].items()
             if not (setting["way"] == "pytorch-dml" and not args.pytorch_dml)
-            and not (setting.get("engine") == "threads" and args.device == "cuda")
+            and setting.get("engine") != {"cuda": "threads", "cpu": "graph"}[args.device]
         }
         raw[name] = measure(case, args.rounds, args.steps, args.device)
         sections[name] = report(name, case, raw[name])

@@ -29,8 +29,9 @@ MAY: dict[str, set[str]] = {
     "analyse": LOW
     | {"analysis", "checkpoint", "data", "engine", "evaluate", "methods", "models", "plots", "run", "statistics"},
     "run": LOW | {"data", "methods", "models"},
-    "engine": LOW | {"run", "methods", "threads"},
+    "engine": LOW | {"run", "methods", "threads", "graph"},
     "threads": LOW,
+    "graph": LOW,
     "record": LOW,
     "average": LOW,
     "checkpoint": {"errors"},

@@ -198,7 +198,10 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
                 tensors[f"{index}/{name}"] = value
             else:
                 numbers[f"{index}/{name}"] = value
-    return State(tensors, {"numbers": numbers, "groups": found["param_groups"]})
+    groups = [
+        {k: v.item() if isinstance(v, Tensor) else v for k, v in group.items()} for group in found["param_groups"]
+    ]
+    return State(tensors, {"numbers": numbers, "groups": groups})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from teacherless import losses, threads
 from teacherless.errors import InputError
+from teacherless.graph import Graph
 from teacherless.method import Batch, Method, Output, Progress
 from teacherless.run import Settings
 from teacherless.threads import Threads
@@ -96,9 +97,13 @@ def rate(settings: Settings, step: int, per_epoch: int, total: int) -> float:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Every group's rate is its own initial rate times the factor."""
+    """Every group's rate is its own initial rate times the factor; in place where it is a tensor."""
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
+        value = group["initial_lr"] * factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
 
 
 def pick_device(name: str) -> torch.device:
@@ -182,6 +187,7 @@ class Engine:
         self.method, self.clip, self.amp, self.device = method, settings.clip_grad, settings.amp, device
         self.kept = slow_in_bf16(method, device) if settings.amp else {}
         self._threads: Threads | None = None
+        self._graph: Graph | None = None
         self.choose(settings.engine)
         channels_last(method)
 
@@ -190,6 +196,8 @@ class Engine:
         obstacle = why_not_threads(self.method, self.device)
         if name == "threads" and obstacle:
             raise InputError(f"--engine: found threads, but {obstacle}; use --engine loop")
+        if name == "graph" and self.device.type != "cuda":
+            raise InputError(f"--engine: found graph, but the device is {self.device.type}; it needs --device cuda")
         self.name = name
         if name == "auto":
             deep = all(_convolutions(net) >= 20 for net in self.method.students().values())
@@ -209,7 +217,7 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self._undo.close()
-        self._threads = None
+        self._threads = self._graph = None
 
     def step(self, optimizer: torch.optim.Optimizer, batch: Batch, progress: Progress) -> Output:
         """One batch."""
@@ -219,10 +227,22 @@ class Engine:
 
         if self.name == "loop":
             return one(self.method, optimizer)
+        if self.name == "graph":
+            if self._graph is None or self._graph.optimizer is not optimizer:  # a phase has an optimizer of its own
+                self._graph = self._recorded(optimizer)
+            return self._graph.step(batch, progress)
         if self._threads is None:
             self._threads = Threads(self.method, batch)
             self._undo.callback(self._threads.close)
         return self._threads.step(one, optimizer)
+
+    def _recorded(self, optimizer: torch.optim.Optimizer) -> Graph:
+        def one(batch: Batch, progress: Progress) -> Output:
+            return train_step(self.method, optimizer, batch, progress, self.clip, amp=self.amp)
+
+        students = self.method.students()
+        apart = [] if self.method.shard(range(len(students)), lambda own: own) is None else list(students.values())
+        return Graph(one, optimizer, apart)
 
 
 def why_not_threads(method: Method, device: torch.device) -> str | None:

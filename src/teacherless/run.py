@@ -53,8 +53,9 @@ class Settings(BaseModel):
     select: Literal["last", "best"] = Field("last", description="ship the last epoch, or the best on validation")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights, evaluated and shipped instead; 0: none")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
-    engine: Literal["auto", "loop", "threads"] = Field(
-        "auto", description="students in turn (loop) or one per core (threads); auto goes by a fixed rule"
+    engine: Literal["auto", "loop", "threads", "graph"] = Field(
+        "auto",
+        description="students in turn (loop), one per core (threads), a CUDA graph (graph); auto goes by a fixed rule",
     )
     amp: bool = Field(False, description="train in bfloat16 where that is fast; losses and weights stay in float32")
     checkpoint_every: str = Field(

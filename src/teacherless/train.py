@@ -230,8 +230,8 @@ class Training:
             values = evaluate(self.students, self.val.epoch(0)) if self.val else {}
             self._keep_best(values)
         named = {"phase": self.method.phase} if self.method.phase else {}
-        self.recorder.epoch(self.phase * self.epochs + self.epoch, self.step, self.optimizer.param_groups[0]["lr"],
-                            values, **named)  # fmt: skip
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        self.recorder.epoch(self.phase * self.epochs + self.epoch, self.step, lr, values, **named)
         self.epoch, self.batch = self.epoch + 1, 0
         self.epoch_random = checkpoint.random_state()
         if signals and signals.asked:

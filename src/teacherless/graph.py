@@ -1,0 +1,138 @@
+"""A method's whole step as one CUDA graph: recorded once, then launched as a whole. A step of small networks is
+hundreds of launches from the host, and the GPU waits for each of them.
+
+What is recorded reads and writes at fixed addresses and knows no number that Python holds: the batch and the progress
+are copied into place, the rates become tensors. Students that do not wait for each other run on streams of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from teacherless.method import Batch, Output, Progress
+
+One = Callable[[Batch, Progress], Output]  # a step of the method
+Record = Callable[[Callable[[], Output]], tuple[Callable[[], None], Output]]  # to what repeats it, and where it answers
+EAGER = 3  # steps before the recording: libraries choose their kernels, the optimizer makes its state
+
+
+def record(work: Callable[[], Output]) -> tuple[Callable[[], None], Output]:
+    """Capture `work` without running it. Raises: RuntimeError if it waits for the device."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = work()
+    return graph.replay, output
+
+
+class Graph:
+    """The steps of one optimizer, so of one phase. Batches of another shape than the first are computed as by the loop,
+    and all of them where the step cannot be recorded; a warning says why.
+
+    Args:
+        one: a step of the method.
+        optimizer: of the phase.
+        apart: students that never wait for each other before the last of them has answered.
+        record: other than CUDA's, for tests.
+    """
+
+    def __init__(
+        self, one: One, optimizer: torch.optim.Optimizer, apart: Sequence[nn.Module] = (), record: Record = record
+    ) -> None:
+        self.one, self.optimizer, self.apart, self.record = one, optimizer, apart, record
+        self.steps = 0
+        self.given: list[Tensor] = []  # what a step reads: at a fixed place
+        self.replay: Callable[[], None] | None = None
+
+    def step(self, batch: Batch, progress: Progress) -> Output:
+        """One batch. The output is at a fixed place too: read it before the next step."""
+        self.steps += 1
+        given = [*batch.inputs, batch.labels, *([] if batch.index is None else [batch.index]), *progress[:3]]
+        if self.steps <= EAGER:
+            _rates_to_tensors(self.optimizer, batch.labels.device)
+            return _aside(functools.partial(self.one, batch, progress), batch.labels.device)
+        if self.steps == EAGER + 1:
+            self._record(batch, progress)
+        if self.replay is None or [x.shape for x in given] != [x.shape for x in self.given]:
+            return self.one(batch, progress)
+        for place, value in zip(self.given, given, strict=True):
+            place.copy_(value)
+        self.replay()
+        return self.output
+
+    def _record(self, batch: Batch, progress: Progress) -> None:
+        fixed = Batch(tuple(x.clone() for x in batch.inputs), batch.labels.clone(),
+                      None if batch.index is None else batch.index.clone())  # fmt: skip
+        now = Progress(progress.step.clone(), progress.epoch.clone(), progress.epochs.clone())
+        self.given = [*fixed.inputs, fixed.labels, *([] if fixed.index is None else [fixed.index]), *now[:3]]
+
+        def work() -> Output:
+            with streams(self.apart):
+                return self.one(fixed, now)
+
+        try:
+            self.replay, self.output = self.record(work)
+        except RuntimeError as error:
+            self.optimizer.zero_grad(set_to_none=True)
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(f"--engine graph: the step cannot be recorded ({reason}); it runs as by loop", stacklevel=2)
+
+
+def _rates_to_tensors(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Rates that a recorded step reads anew. Kernels want them as float32 on the GPU."""
+    for group in optimizer.param_groups:
+        if not isinstance(group["lr"], Tensor):
+            dtype = torch.float32 if device.type == "cuda" else torch.float64
+            group["lr"] = torch.tensor(group["lr"], dtype=dtype, device=device)
+        if "capturable" in group:
+            group["capturable"] = device.type == "cuda"
+
+
+def _aside(work: Callable[[], Output], device: torch.device) -> Output:
+    """Run on a side stream, as what is to be recorded must first be run."""
+    if device.type != "cuda":
+        return work()
+    main, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        output = work()
+    main.wait_stream(side)
+    return output
+
+
+@contextlib.contextmanager
+def streams(students: Sequence[nn.Module]) -> Iterator[None]:
+    """Each student's forward, and with it its backward, on a stream of its own.
+
+    The calling stream waits for all when the last one has been called: so they must be called in their order, once
+    each, and nobody's answer may be read before.
+    """
+    if len(students) < 2:
+        yield
+        return
+    lanes = [torch.cuda.Stream() for _ in students]  # type: ignore[no-untyped-call]
+    for i, (student, lane) in enumerate(zip(students, lanes, strict=True)):
+        fork, join = lanes if i == 0 else [], lanes if i == len(lanes) - 1 else []
+        student.forward = functools.partial(_on, lane, student.forward, fork, join)
+    try:
+        yield
+    finally:
+        for student in students:
+            del student.forward
+
+
+def _on(lane: Any, forward: Callable[[Tensor], Tensor], fork: Sequence[Any], join: Sequence[Any], x: Tensor) -> Tensor:
+    main = torch.cuda.current_stream()
+    for each in fork:
+        each.wait_stream(main)
+    with torch.cuda.stream(lane):
+        found = forward(x)
+    for each in join:
+        main.wait_stream(each)
+    return found

@@ -33,11 +33,12 @@ MAY: dict[str, set[str]] = {
     "threads": LOW,
     "graph": LOW,
     "record": LOW,
+    "results": LOW | {"data", "evaluate", "record", "reid", "run"},
     "average": LOW,
     "checkpoint": {"errors"},
     "explain": LOW | {"engine", "run", "train"},
     "train": LOW
-    | {"average", "checkpoint", "data", "engine", "evaluate", "methods", "models", "record", "reid", "run"},
+    | {"average", "checkpoint", "data", "engine", "evaluate", "methods", "models", "record", "results", "run"},
 }
 
 

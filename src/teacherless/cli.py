@@ -219,7 +219,7 @@ def evaluate(
     trust_imports
         import the code that a config.json names (a student package.module:function).
     """
-    from teacherless.train import evaluate_folder
+    from teacherless.results import evaluate_folder
 
     rows = evaluate_folder(path, data=data, data_dir=data_dir, split=split, trust_imports=trust_imports)
     shown = [key for key in _METRICS if key in next(iter(rows.values()))]

@@ -20,6 +20,7 @@ from teacherless.errors import Diverged
 from teacherless.method import Output
 
 Line = dict[str, Any]
+STUDENTS, METRICS = "students", ("top1", "nll", "entropy")  # the key of the students' sums, [3, S]; what they are
 
 
 class Recorder:
@@ -56,22 +57,20 @@ class Recorder:
 
     def stop(self) -> None:
         """The epoch's steps are done: fetch the sums (its one wait for the device) and stop the clock."""
-        names = list(self.sums)
-        values = (torch.stack([self.sums[name].double() for name in names]) / self.count).tolist() if names else []
-        self.means = dict(zip(names, values, strict=True))
+        if self.sums:
+            terms = [name for name in self.sums if name != STUDENTS]
+            names = [*terms, *(f"train/{metric}/{student}" for metric in METRICS for student in self.students)]
+            sums = torch.cat([self.sums[name].double().flatten() for name in (*terms, STUDENTS)])
+            self.means = dict(zip(names, (sums / self.count).tolist(), strict=True))
         self.spent += time.perf_counter() - self.began
 
     def step(self, out: Output, labels: Tensor) -> None:
         """Add one batch: terms weighted by its size, and each student's correct predictions."""
         size = len(labels)
         sums = {f"train/{name}": term.detach() * size for name, term in out.terms.items()}
-        right = (out.logits.argmax(-1) == losses.class_ids(labels)).sum(-1)  # [S]
-        nll = losses.ce(out.logits, labels).sum(-1)  # [S]
-        entropy = losses.entropy(out.logits).sum(-1)  # [S]
-        for i, student in enumerate(self.students):
-            sums[f"train/top1/{student}"] = 100.0 * right[i]
-            sums[f"train/nll/{student}"] = nll[i]
-            sums[f"train/entropy/{student}"] = entropy[i]
+        right = 100.0 * (out.logits.argmax(-1) == losses.class_ids(labels)).sum(-1)  # [S]
+        nll, entropy = losses.ce(out.logits, labels).sum(-1), losses.entropy(out.logits).sum(-1)  # [S]
+        sums[STUDENTS] = torch.stack([right, nll, entropy])  # METRICS
         for name, value in sums.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.count += size

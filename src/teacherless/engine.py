@@ -173,14 +173,15 @@ class Engine:
     """What is decided once per run about how its steps are computed. Use it as a context.
 
     `threads` is chosen for many deep, narrow networks in bf16, which leave cores idle one after the other; it is a rule
-    of the networks, their number, the cores and the precision, never of a clock.
+    of the networks, their number, the cores and the precision, never of a clock. `graph` has not run on a GPU yet, and
+    is never chosen.
 
     Args:
         method: what is trained.
         settings: engine, amp, clip_grad.
         device: where.
 
-    Raises: InputError for threads where they cannot be.
+    Raises: InputError for threads and graph where they cannot be.
     """
 
     def __init__(self, method: Method, settings: Settings, device: torch.device) -> None:

@@ -40,7 +40,7 @@ def test_equals_a_training_written_by_hand() -> None:
     x = batch(9, dtype=F64).inputs[0]
     method.eval()
     with torch.no_grad():
-        for ours, by_hand in zip([*method.copies, method.student], kept, strict=True):
+        for ours, by_hand in zip([*method.snapshots, method.student], kept, strict=True):
             torch.testing.assert_close(ours(x), by_hand(x), rtol=1e-9, atol=1e-10)
         together = torch.stack([by_hand(x).softmax(1) for by_hand in kept]).mean(0)
         torch.testing.assert_close(method.ensemble()(x).exp(), together.float(), rtol=1e-5, atol=1e-6)
@@ -67,14 +67,14 @@ def test_averaged_weights_are_what_a_cycle_leaves() -> None:
     train(method, data, epochs=1, ema=0.9, quiet=True)
     last = Snapshot(tiny(0), cycles=2)
     train(last, data, epochs=1, quiet=True)
-    ours, plain = method.copies[0].state_dict(), last.copies[0].state_dict()
+    ours, plain = method.snapshots[0].state_dict(), last.snapshots[0].state_dict()
     assert any(not torch.equal(ours[key], plain[key]) for key in ours)
 
 
 def test_copies_do_not_learn() -> None:
     method = Snapshot(tiny(0))
     assert method.phases == tuple(f"cycle{i}" for i in range(1, 6))
-    assert all(not p.requires_grad for p in method.copies.parameters())
+    assert all(not p.requires_grad for p in method.snapshots.parameters())
     assert method.ensemble()(batch().inputs[0]).shape == (len(batch().labels), CLASSES)
 
 

@@ -60,14 +60,14 @@ class Snapshot(Plain):
             raise InputError(f"cycles: found {cycles}; must be at least 2 (one cycle is plain)")
         self.phases = tuple(f"cycle{i + 1}" for i in range(cycles))
         self.phase = self.phases[0]
-        self.copies = nn.ModuleList(copy.deepcopy(student).requires_grad_(False) for _ in self.phases[1:])
+        self.snapshots = nn.ModuleList(copy.deepcopy(student).requires_grad_(False) for _ in self.phases[1:])
 
     def begin(self, phase: str) -> None:
         """The network as the last cycle left it is copied; it goes on from there."""
         super().begin(phase)
         done = self.phases.index(phase)
         if done:
-            self.copies[done - 1].load_state_dict(self.student.state_dict())
+            self.snapshots[done - 1].load_state_dict(self.student.state_dict())
 
     def share(self, amount: int) -> int:
         """The cycles share the run's epochs, rounded up."""
@@ -75,7 +75,7 @@ class Snapshot(Plain):
 
     def ensemble(self) -> nn.Module:
         """The mean probability of all cycles."""
-        return MeanProbability([*self.copies, self.student])
+        return MeanProbability([*self.snapshots, self.student])
 
     def param_groups(self) -> list[dict[str, object]]:
         """The network; its copies do not learn."""

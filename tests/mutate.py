@@ -92,7 +92,7 @@ MUTANTS = [
            "return amount"),
     Mutant("snapshot: shares rounded down", SNAPSHOT, "return -(-amount // len(self.phases))",
            "return max(1, amount // len(self.phases))"),
-    Mutant("snapshot: every copy in the same place", SNAPSHOT, "self.snapshots[done - 1].load", "self.snapshots[0].load"),
+    Mutant("snapshot: all in one place", SNAPSHOT, "self.snapshots[done - 1].load", "self.snapshots[0].load"),
     Mutant("snapshot: the last cycle left out", SNAPSHOT, "[*self.snapshots, self.student]", "[*self.snapshots]"),
     #
     Mutant("DML: own prediction kept in the mean of others", DML,

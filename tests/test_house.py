@@ -28,7 +28,8 @@ MAY: dict[str, set[str]] = {
     "plots": {"analysis", "statistics"},
     "analyse": LOW
     | {"analysis", "checkpoint", "data", "engine", "evaluate", "methods", "models", "plots", "run", "statistics"},
-    "run": LOW | {"data", "methods", "models"},
+    "run": LOW | {"data", "methods", "models", "shrink"},
+    "shrink": set(),
     "engine": LOW | {"run", "methods", "threads", "graph"},
     "threads": LOW,
     "graph": LOW,

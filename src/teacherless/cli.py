@@ -16,8 +16,9 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import BaseModel, create_model
 
 import teacherless
+from teacherless import shrink
 from teacherless.errors import Diverged, InputError, Stopped, unknown
-from teacherless.run import Run, as_given, default_out, read, read_json, shrunk
+from teacherless.run import Run, as_given, default_out, read, read_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -390,7 +391,7 @@ def make_run(method: str | None, flags: BaseModel, recipe: Path | None, stored: 
                              f"--recipe {found.teacher} --out DIR; then give --teacher DIR")  # fmt: skip
     given = {name: value for name, value in flags if value is not None}
     if given.get("small"):
-        values = shrunk(values)
+        values = shrink.settings(values)
     if "set" in given:
         given["set"] = {**values.get("set", {}), **_pairs(given["set"])}
     if "epochs" in given and "steps" not in given:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_type_hi
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from teacherless import shrink
 from teacherless.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -130,36 +131,13 @@ def specs(run: Run) -> list[Spec]:
         spec._replace(copies=1) for text in run.student for spec in [parse_student(text)] for _ in range(spec.copies)
     ]
     if run.small:
-        each = [narrow(spec) for spec in each]
+        each = [spec._replace(name=name, arguments=arguments) for spec in each
+                for name, arguments in [shrink.student(spec.name, spec.arguments)]]  # fmt: skip
     if run.peers is None or run.peers == len(each):
         return each
     if len(each) > 1:
         raise InputError(f"--peers: found {run.peers}; {len(each)} students were given, so it must be {len(each)}")
     return each * run.peers
-
-
-NARROWER = {  # with --small: the same kind of network, narrower or shorter
-    "wrn-28-10": "wrn-16-2", "wrn-16-8": "wrn-16-2", "densenet-bc-190-40": "densenet-bc-40-12", "resnet110": "resnet14",
-    "resnet56": "resnet14", "resnet50": "resnet18", "resnet110-bottleneck": "resnet14-bottleneck",
-    "timm/mobilenetv1_100": "mobilenet",
-}  # fmt: skip
-
-
-def narrow(spec: Spec) -> Spec:
-    """A student of `--small`."""
-    arguments = dict(spec.arguments)
-    if spec.name.startswith("resnext"):
-        arguments["base_width"] = 1
-    if spec.name.startswith("timm/"):
-        arguments["stem"] = "imagenet"
-    return spec._replace(name=NARROWER.get(spec.name, spec.name), arguments=arguments)
-
-
-def shrunk(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of `--small`; what it shrinks besides is said in `load_source` and `narrow`."""
-    sizes = {"img_size": 64} if values.get("img_size") or values.get("data") in ("imagenet", "market1501") else {}
-    kept = {key: value for key, value in values.items() if key not in ("epochs", "pretrained", "train_samples")}
-    return {**kept, **sizes, "steps": 20, "batch_size": min(8, values.get("batch_size", 8)), "workers": 0}
 
 
 def read(model: type[M], values: Mapping[str, Any], where: str = "") -> M:
@@ -189,7 +167,7 @@ def load_source(run: Run) -> Source:
         val_fraction=run.val_fraction,
         train_samples=run.train_samples,
         aug=run.aug,
-        limit=64 if run.small else None,
+        limit=shrink.SAMPLES if run.small else None,
     )
 
 

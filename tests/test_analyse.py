@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from teacherless import analyse as module
-from teacherless import plots
+from teacherless import findings, plots
 from teacherless import run as folders
-from teacherless.analyse import analyse, gate_weights, look, read
+from teacherless.analyse import analyse, read
 from teacherless.cli import main
 from teacherless.errors import InputError
+from teacherless.findings import gate_weights, look
 from teacherless.method import Batch
 from teacherless.methods.plain import Plain
 from teacherless.models import create
@@ -37,7 +38,7 @@ def _quick() -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("SAMPLES", 60), ("SHOWN", 20), ("DRAWS", 2), ("NOISE", (0.1, 0.2)), ("DISTANCE", (0.5,))):
-            patch.setattr(module, name, value)
+            patch.setattr(module if name == "SAMPLES" else findings, name, value)
         yield
 
 

@@ -26,8 +26,8 @@ MAY: dict[str, set[str]] = {
     "statistics": {"errors"},
     "analysis": LOW | {"evaluate"},
     "plots": {"analysis", "statistics"},
-    "analyse": LOW
-    | {"analysis", "checkpoint", "data", "engine", "evaluate", "methods", "models", "plots", "run", "statistics"},
+    "findings": LOW | {"analysis", "checkpoint", "data", "evaluate", "methods", "models", "plots", "run", "statistics"},
+    "analyse": LOW | {"data", "engine", "findings", "methods", "run"},
     "run": LOW | {"data", "methods", "models", "shrink"},
     "shrink": set(),
     "engine": LOW | {"run", "methods", "threads", "graph"},

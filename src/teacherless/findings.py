@@ -1,0 +1,370 @@
+"""Every analysis of finished runs that applies to them: a table, a figure, and one line on what it shows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from teacherless import analysis, checkpoint, losses, plots, statistics
+from teacherless import run as runs
+from teacherless.data import Loader, Source
+from teacherless.data.augment import Augment
+from teacherless.evaluate import evaluating
+from teacherless.method import Batch
+from teacherless.methods import METHODS
+from teacherless.methods.one import ONE
+from teacherless.models.staged import Insides
+from teacherless.run import Run
+
+NOISE = (0.1, 0.2, 0.3, 0.4, 0.5)  # std, in RMS of each tensor
+DISTANCE = (0.2, 0.4, 0.6, 0.8, 1.0)  # in filter norms
+DRAWS = 3  # of noise and of directions
+FLAT_SEEDS = 3  # flatness looks at the networks of this many seeds,
+FLAT_BATCHES = 2  # and at this many batches of 256 training images: it evaluates each network 32 times
+SHOWN = 500  # samples in a feature map
+
+
+class Sight(NamedTuple):
+    """What a network makes of N images."""
+
+    logits: Tensor  # [N, C]
+    features: Tensor | None  # [N, D], what the head reads; None for a network whose insides have no names
+    labels: Tensor  # [N]
+
+
+class Seen(NamedTuple):
+    """One run, and what its students make of the data."""
+
+    label: str
+    run: Run
+    folder: Path
+    nets: dict[str, nn.Module]
+    chosen: str  # the student that is shipped
+    train: Loader  # undistorted, at most SAMPLES
+    views: Loader  # two distortions of test images, at most SAMPLES
+    test: Loader
+    on_train: dict[str, Tensor]  # logits [N, C] of every student
+    on_test: dict[str, Tensor]
+    features: dict[str, Tensor]  # [at most SAMPLES, D] on test, of students whose insides have names
+    train_labels: Tensor  # [N]
+    test_labels: Tensor
+    feature_labels: Tensor
+
+    @property
+    def net(self) -> nn.Module:
+        """The shipped student."""
+        return self.nets[self.chosen]
+
+
+Groups = dict[str, list[Seen]]  # label -> its runs, by seed; in the order of METHODS, so plain first
+
+
+class Finding(NamedTuple):
+    """One analysis: the files' name, the table, its figure, and what it shows."""
+
+    name: str
+    table: Any
+    draw: Callable[[Path], list[Path]]
+    says: str
+
+
+@torch.no_grad()
+def look(net: nn.Module, batches: Iterable[Batch], view: int = 0) -> Sight:
+    """What a network makes of some images, on the CPU."""
+    logits, features, labels = [], [], []
+    with evaluating([net]):
+        for batch in batches:
+            x = batch.inputs[view]
+            if isinstance(net, Insides):
+                seen = net.look(x)
+                features.append(losses.full(seen.embedding).flatten(1).cpu())
+            logits.append(losses.full(seen.logits if isinstance(net, Insides) else net(x)).cpu())
+            labels.append(batch.labels.cpu())
+    return Sight(torch.cat(logits), torch.cat(features) if features else None, torch.cat(labels))
+
+
+# What it shows -------------------------------------------------------------------------------------------------------
+
+
+def learning(groups: Groups, source: Source) -> Iterator[Finding]:
+    """How training went, method against plain."""
+    curves = {
+        label: [analysis.curves(runs.read_lines(s.folder / "metrics.jsonl")) for s in group]
+        for label, group in groups.items()
+    }
+    for name, key, what, draw in (
+        ("training-curves", "train_nll", "training cross-entropy", plots.training_curves),
+        ("entropy-per-epoch", "train_entropy", "entropy while training", plots.entropy_per_epoch),
+    ):
+        last: dict[str, float | None] = {
+            label: analysis.average([table[key][-1] for table in tables])  # type: ignore[literal-required]
+            for label, tables in curves.items()
+        }
+        if any(value is not None for value in last.values()):
+            yield Finding(
+                name, curves, partial(draw, curves), f"{what} of the last epoch: {_each(last, '{:.4f}')} nats"
+            )
+
+
+def certainty(groups: Groups, source: Source) -> Iterator[Finding]:
+    """How sure the students are, on what they have learnt and on what they have not seen."""
+    table = {
+        split: {
+            label: analysis.average([analysis.posterior(z) for s in group for z in which(s).values()])
+            for label, group in groups.items()
+        }
+        for split, which in (("train", _on_train), ("test", _on_test))
+    }
+    entropy = [_each({k: t["entropy"] for k, t in tables.items()}, "{:.4f}") for tables in table.values()]
+    says = f"mean entropy in nats on train: {entropy[0]}; on test: {entropy[1]}"
+    yield Finding("posteriors", table, partial(plots.top5, table), says)
+
+
+def calibration(groups: Groups, source: Source) -> Iterator[Finding]:
+    """Is a student as right as it is sure? The shipped students of all seeds together."""
+    table = {
+        label: analysis.reliability(
+            torch.cat([s.on_test[s.chosen] for s in group]), torch.cat([s.test_labels for s in group])
+        )
+        for label, group in groups.items()
+    }
+    over = {}
+    for label, bins in table.items():
+        n = sum(b["count"] for b in bins)
+        over[label] = 100 * sum(b["count"] / n * ((b["confidence"] or 0) - (b["accuracy"] or 0)) for b in bins)
+    says = f"confidence minus accuracy, points: {_each(over, '{:+.2f}')}"
+    yield Finding("reliability", table, partial(plots.reliability, table), says)
+
+
+def help_(groups: Groups, source: Source) -> Iterator[Finding]:
+    """Does it help, and which classes? Against plain, and DML against KD from a frozen network, seed by seed."""
+    for name, baseline, rivals in (("accuracy", "plain", groups), ("dml-against-kd", "kd", _of("dml", groups))):
+        base = {s.run.seed: s for s in groups.get(baseline, [])}
+        others = {
+            label: paired for label, group in rivals.items()
+            if label != baseline and (paired := [s for s in group if s.run.seed in base])
+        }  # fmt: skip
+        if not others:
+            continue
+        per_seed = {label: {s.run.seed: _top1(s) for s in groups[label]} for label in (baseline, *others)}
+        differences = statistics.compare(per_seed[baseline], {label: per_seed[label] for label in others})
+        verdicts = [statistics.verdict(label, difference) for label, difference in differences.items()]
+        table = {"baseline": baseline, "per_seed": per_seed, "differences": differences, "verdicts": verdicts,
+                 "caveat": statistics.CAVEAT}  # fmt: skip
+        draw = partial(plots.accuracy, differences, per_seed, baseline=baseline)
+        yield Finding(name, table, draw, f"against {baseline}: {'; '.join(verdicts)}")
+        if baseline == "plain":
+            yield _class_gain(others, base, source.classes)
+
+
+def _class_gain(others: Groups, plain: Mapping[int, Seen], classes: Sequence[str]) -> Finding:
+    gains = {
+        label: analysis.class_gain([_per_class(s) for s in group], [_per_class(plain[s.run.seed]) for s in group])
+        for label, group in others.items()
+    }
+    helped = {label: sum((v or 0) > 0 for v in gain["gain"]) for label, gain in gains.items()}
+    says = f"classes that gain, of {len(classes)}: {_each(helped, '{}')}"
+    return Finding("class-gain", gains, partial(plots.class_gain, gains, classes), says)
+
+
+def flat(groups: Groups, source: Source) -> Iterator[Finding]:
+    """How flat the minima are, on training images: Gaussian noise on the weights, and random directions."""
+    for name, scales, direction, draw, unit in (
+        ("weight-noise", NOISE, analysis.relative_noise, plots.weight_noise, "RMS of noise on every tensor"),
+        ("random-direction", DISTANCE, analysis.filter_normalised, plots.random_direction, "filter norms away"),
+    ):
+        table = {
+            label: analysis.average(
+                [
+                    analysis.flatness(
+                        s.net, list(islice(s.train, FLAT_BATCHES)), scales, direction=direction, draws=DRAWS
+                    )
+                    for s in group[:FLAT_SEEDS]
+                ]
+            )
+            for label, group in groups.items()
+        }
+        middle = len(scales) // 2
+        rise = {k: None if t["loss"][middle] is None else t["loss"][middle] - t["start_loss"] for k, t in table.items()}
+        says = f"rise of the loss, {scales[middle]} {unit}: {_each(rise, '{:.4f}')} nats"
+        yield Finding(name, table, partial(draw, table), says)
+
+
+def together(groups: Groups, source: Source) -> Iterator[Finding]:
+    """How alike networks are that learnt together, and how alike independent ones: the first run of each label."""
+    spread: dict[str, analysis.Variance] = {}
+    for label, group in groups.items():
+        one_each = len(group[0].nets) == 1
+        if one_each and len(group) < 2:
+            continue
+        cohorts = [_independent(group)] if one_each else [(s.on_test, s.features) for s in group]
+        name = f"{label} (independent)" if one_each else label
+        logits, features = cohorts[0]
+        each = [analysis.variance(torch.stack(list(z.values())))["variance"] for z, _ in cohorts]
+        spread[name] = {"networks": len(logits), "variance": sum(each) / len(each)}
+        file = re.sub(r"[^\w.]+", "-", label)
+        table = analysis.peers(logits, group[0].test_labels)
+        k = len(logits)
+        alike, errors = (_off_diagonal(table[key]) for key in ("agreement", "error_correlation"))
+        says = (f"{name}, {k} networks: the same prediction for {alike:.2f} %, errors correlate {errors:.2f}, "
+                f"their mean gains {table['gain']:+.2f} points")  # fmt: skip
+        yield Finding(f"agreement-{file}", table, partial(plots.agreement, table), says)
+        if len(features) == k:
+            similar = analysis.similarity(features)
+            says = f"{name}: mean CKA of the features {_off_diagonal(similar['cka']):.3f}"
+            yield Finding(f"similarity-{file}", similar, partial(plots.similarity, similar), says)
+    if spread:
+        says = f"variance of the predictions: {_each({k: v['variance'] for k, v in spread.items()}, '{:.5f}')}"
+        yield Finding("variance", spread, partial(plots.variance, spread), says)
+
+
+def sizes(groups: Groups, source: Source) -> Iterator[Finding]:
+    """What more networks bring: cohorts of K, against K independent networks and their ensemble."""
+    found = [
+        _cohort(s.run.method, s, s.on_test.values(), s.on_train.values())
+        for group in groups.values() for s in group if METHODS[s.run.method].cohort and len(s.nets) > 1
+    ]  # fmt: skip
+    if not found:
+        return
+    plain = groups.get("plain", [])
+    for k in sorted({1, *(len(cohort["top1"]) for cohort in found)}):
+        for first in range(0, len(plain) - k + 1, k):
+            some = plain[first : first + k]
+            tested, trained = [s.on_test[s.chosen] for s in some], [s.on_train[s.chosen] for s in some]
+            found.append(_cohort("independent", some[0], tested, trained))
+    rows = analysis.cohort_size(found)
+    says = "; ".join(
+        f"{row['kind']} K={row['size']}: one network {row['single']:.2f} %"
+        + (f", ensemble {row['ensemble']:.2f} %" if row["ensemble"] is not None else "") for row in rows
+    )  # fmt: skip
+    yield Finding("cohort-size", rows, partial(plots.cohort_size, rows), says)
+
+
+def targets(groups: Groups, source: Source) -> Iterator[Finding]:
+    """DML against DML_e: with two peers they are the same by definition, so only for larger cohorts."""
+    large = [s for group in groups.values() for s in group if s.run.method == "dml" and len(s.nets) > 2]
+    if large:
+        s = large[0]
+        table = analysis.dml_targets(torch.stack(list(s.on_train.values())), s.train_labels)
+        says = (f"gradients differ by {table['gradient_difference']:.0e}; entropy of the others' mean, of one peer: "
+                f"{table['target_entropy']:.4f}, {table['peer_entropy']:.4f} nats")  # fmt: skip
+        yield Finding("dml-targets", table, partial(plots.dml_targets, table), says)
+
+
+def gate(groups: Groups, source: Source) -> Iterator[Finding]:
+    """Whom ONE's gate listens to, in the first run whose checkpoint still has it."""
+    for s in (s for group in groups.values() for s in group if s.run.method == "one"):
+        weights = gate_weights(s, source)
+        if weights is not None:
+            table = analysis.gates(weights, s.test_labels, len(source.classes))
+            says = ", ".join(f"branch{i} {w:.3f}" for i, w in enumerate(table["mean"]))
+            yield Finding("gates", table, partial(plots.gates, table, source.classes), f"mean gate weights: {says}")
+            return
+
+
+@torch.no_grad()
+def gate_weights(seen: Seen, source: Source) -> Tensor | None:
+    """The gate's softmax on test, `[N, m]`. The gate is not shipped: it is read from the run's last checkpoint."""
+    found = checkpoint.read(seen.folder / "checkpoints")
+    method, _ = runs.build_method(seen.run, source)
+    if found is None or not isinstance(method, ONE) or method.gate is None:
+        return None
+    method.load_state_dict(checkpoint.unpack(found[0], "method").tensors)
+    said: list[Tensor] = []
+    hook = method.gate.register_forward_hook(lambda gate, inputs, out: said.append(losses.full(out).softmax(1).cpu()))
+    with evaluating([method]):
+        for batch in seen.test:
+            method.to(batch.inputs[0].device).predict(batch.inputs[0])
+    hook.remove()
+    return torch.cat(said)
+
+
+def consistency(groups: Groups, source: Source) -> Iterator[Finding]:
+    """Does a student see the same in two distortions of one test image?"""
+    if source.augment == Augment():
+        return
+    table = {}
+    for label, group in groups.items():
+        each = []
+        for s in group:
+            a, b = (look(s.net, s.views, view) for view in (0, 1))
+            each.append(analysis.consistency(a.logits, b.logits, a.features, b.features))
+        table[label] = analysis.average(each)
+    says = f"KL between the views: {_each({k: t['kl'] for k, t in table.items()}, '{:.5f}')} nats"
+    yield Finding("consistency", table, partial(plots.consistency, table), says)
+
+
+def maps(groups: Groups, source: Source) -> Iterator[Finding]:
+    """The shipped students' features in the plane, first seed each."""
+    labels = next(iter(groups.values()))[0].feature_labels[:SHOWN]
+    first = {label: group[0].features.get(group[0].chosen) for label, group in groups.items()}
+    features = {label: f[:SHOWN] for label, f in first.items() if f is not None and len(f) >= 4}
+    if not features:
+        return
+    flat = {label: analysis.pca(f, labels) for label, f in features.items()}
+    share = {label: 100 * sum(picture["explained"] or []) for label, picture in flat.items()}
+    says = f"two components hold, % of the variance: {_each(share, '{:.0f}')}"
+    yield Finding("features-pca", flat, partial(plots.feature_map, flat, source.classes), says)
+    near = {label: analysis.tsne(f, labels) for label, f in features.items()}
+    says = "who is near whom; distances between clusters mean nothing"
+    yield Finding("features-tsne", near, partial(plots.feature_map, near, source.classes), says)
+
+
+KINDS = (learning, certainty, calibration, help_, flat, together, sizes, targets, gate, consistency, maps)
+
+
+# Small things --------------------------------------------------------------------------------------------------------
+
+
+def _on_train(seen: Seen) -> dict[str, Tensor]:
+    return seen.on_train
+
+
+def _on_test(seen: Seen) -> dict[str, Tensor]:
+    return seen.on_test
+
+
+def _independent(group: Sequence[Seen]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Logits and features of one network per seed."""
+    logits = {f"seed {s.run.seed}": s.on_test[s.chosen] for s in group}
+    return logits, {f"seed {s.run.seed}": s.features[s.chosen] for s in group if s.chosen in s.features}
+
+
+def _cohort(kind: str, seen: Seen, tested: Iterable[Tensor], trained: Iterable[Tensor]) -> analysis.Cohort:
+    """Of the logits of its networks; the labels are those of any run."""
+    z = torch.stack(list(tested))
+    found = analysis.peers({str(i): each for i, each in enumerate(z)}, seen.test_labels)
+    unsure = [float(losses.entropy(each.double()).mean()) for each in (z, torch.stack(list(trained)))]
+    return {"kind": kind, "top1": found["top1"], "ensemble": found["ensemble"] if len(z) > 1 else None,
+            "entropy": unsure[0], "train_entropy": unsure[1]}  # fmt: skip
+
+
+def _of(method: str, groups: Groups) -> Groups:
+    return {label: group for label, group in groups.items() if group[0].run.method == method}
+
+
+def _top1(seen: Seen) -> float:
+    guess = seen.on_test[seen.chosen].argmax(-1)
+    return 100 * float((guess == seen.test_labels).double().mean())
+
+
+def _per_class(seen: Seen) -> list[float | None]:
+    return analysis.class_accuracy(seen.on_test[seen.chosen], seen.test_labels)
+
+
+def _off_diagonal(matrix: Sequence[Sequence[float | None]]) -> float:
+    """The mean of what exists off the diagonal; NaN where nothing does."""
+    known = [v for i, row in enumerate(matrix) for j, v in enumerate(row) if i != j and v is not None]
+    return sum(known) / len(known) if known else float("nan")
+
+
+def _each(values: Mapping[str, float | None], text: str) -> str:
+    """`plain 0.1, dml 0.2`."""
+    return ", ".join(f"{name} {'-' if v is None else text.format(v)}" for name, v in values.items())

@@ -264,15 +264,15 @@ def test_threads_are_refused_where_numbers_are_drawn() -> None:
 
 
 def test_auto_is_a_rule_of_nets_their_number_cores_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    def chosen(cores: int = 2, k: int = 2, amp: bool = True, net: str = "resnet20", device: str = "cpu") -> str:
+    def chosen(cores: int = 2, nets: str = "resnet20 resnet20", amp: bool = True, device: str = "cpu") -> str:
         monkeypatch.setattr(threads, "cores", lambda: cores)
-        nets = [tl.create(net, num_classes=5, in_channels=1, seed=i) for i in range(k)]
-        return Engine(tl.DML(*nets), Settings(amp=amp), torch.device(device)).name
+        each = [tl.create(net, num_classes=5, in_channels=1, seed=i) for i, net in enumerate(nets.split())]
+        return Engine(tl.DML(*each), Settings(amp=amp), torch.device(device)).name
 
-    assert chosen() == chosen(k=3) == "threads"
-    assert {chosen(amp=False), chosen(cores=1), chosen(cores=4), chosen(net="small-cnn"), chosen(device="cuda")} == {
-        "loop"
-    }
+    assert chosen() == chosen(nets="resnet20 " * 4) == "threads"
+    others = [chosen(amp=False), chosen(cores=1), chosen(cores=4), chosen(device="cuda")]
+    others += [chosen(nets=nets) for nets in ("small-cnn small-cnn", "resnet20 resnet32", "resnet20 " * 3)]
+    assert set(others) == {"loop"}
 
 
 def test_a_resumed_run_takes_the_stored_engine(tmp_path: Path) -> None:

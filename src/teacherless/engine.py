@@ -172,8 +172,9 @@ def _without_autocast(layer: nn.Conv2d, x: Tensor) -> Tensor:
 class Engine:
     """What is decided once per run about how its steps are computed. Use it as a context.
 
-    `threads` is chosen for many deep, narrow networks in bf16, which leave cores idle one after the other; it is a rule
-    of the networks, their number, the cores and the precision, never of a clock. `graph` has not run on a GPU yet, and
+    `threads` is chosen for deep networks in bf16, which leave cores idle one after the other, if they are alike and as
+    many on every core: else some core waits. It is a rule of the networks, their number, the cores and the precision,
+    never of a clock. `graph` has not run on a GPU yet, and
     is never chosen.
 
     Args:
@@ -201,9 +202,10 @@ class Engine:
             raise InputError(f"--engine: found graph, but the device is {self.device.type}; it needs --device cuda")
         self.name = name
         if name == "auto":
-            deep = all(_convolutions(net) >= 20 for net in self.method.students().values())
-            many = len(self.method.students()) >= threads.cores() >= 2
-            self.name = "threads" if many and deep and self.amp and not obstacle else "loop"
+            sizes = {(_convolutions(net), _parameters(net)) for net in self.method.students().values()}
+            deep = len(sizes) == 1 and min(sizes)[0] >= 20
+            even = threads.cores() >= 2 and len(self.method.students()) % threads.cores() == 0
+            self.name = "threads" if even and deep and self.amp and not obstacle else "loop"
 
     def about(self) -> dict[str, Any]:
         """What run.json says of it."""
@@ -254,6 +256,10 @@ def why_not_threads(method: Method, device: torch.device) -> str | None:
         return "the method, with these options, does not split by students (simultaneous dml, complete topology, does)"
     layer = threads.draws(method)
     return f"{layer} draws random numbers, which would come in any order" if layer else None
+
+
+def _parameters(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
 
 
 def _convolutions(net: nn.Module) -> int:

@@ -99,6 +99,18 @@ def test_whole_and_once(server: Server, tmp_path: Path) -> None:
     assert server.asked == [None], "what is there is not fetched again"
 
 
+def test_two_at_once_fetch_it_once(server: Server, tmp_path: Path) -> None:
+    server.cut_after = 100_000  # so that it takes a while
+    path = tmp_path / "file"
+    both = [threading.Thread(target=download, args=(f"{server.url}/file", path, SHA)) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert path.read_bytes() == BODY and names(tmp_path) == ["file"]
+    assert server.asked == [None, "bytes=100000-", "bytes=200000-"]
+
+
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_cut_connection_is_resumed(server: Server, tmp_path: Path, ranges: bool) -> None:
     server.cut_after, server.ranges = 100_000 if ranges else None, ranges

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import http.client
 import os
@@ -41,7 +42,7 @@ def download(url: str, path: Path, sha256: str | None = None, *, md5: str | None
     """Fetch `url` to `path`, unless it is there. One checksum is given: sha256, or md5 where nothing else is published.
 
     Bytes go to `path.part`, which a later attempt or a later run continues; the file gets its name once its checksum is
-    right. A connection that is cut is taken up again where it broke.
+    right. A connection that is cut is taken up again where it broke; who comes second waits for who is fetching.
 
     Raises: InputError when the server refuses, the connection stays broken, the checksum is wrong (the bytes are
     deleted), or the folder cannot be written or is full (the bytes are kept).
@@ -53,16 +54,23 @@ def download(url: str, path: Path, sha256: str | None = None, *, md5: str | None
     assert expected, "a file without a checksum is not fetched"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        continued = part.exists()
-        _complete(url, part)
-        if continued and digest(part, kind) != expected:  # its beginning may have been another file's
-            part.unlink()
+        with part.open("ab") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)  # one process fetches, the others wait for it
+            if path.exists():
+                part.unlink(missing_ok=True)
+                return
+            continued = _size(part) > 0
             _complete(url, part)
-        found = digest(part, kind)
-        if found != expected:
-            part.unlink()
-            raise InputError(f"{url}: found {kind} {found[:16]}…; must be {expected[:16]}…: not the file it should be")
-        part.replace(path)
+            if continued and digest(part, kind) != expected:  # its beginning may have been another file's
+                held.truncate(0)
+                _complete(url, part)
+            found = digest(part, kind)
+            if found != expected:
+                part.unlink()
+                raise InputError(
+                    f"{url}: found {kind} {found[:16]}…; must be {expected[:16]}…: not the file it should be"
+                )
+            part.replace(path)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = "no space left" if full else error.strerror or str(error)

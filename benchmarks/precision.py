@@ -40,16 +40,17 @@ def main() -> None:
     parser.add_argument("--method", default="dml", choices=("dml", "plain"))
     parser.add_argument("--net", default="resnet8")
     parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, choices=range(2, 100), metavar="N")
     parser.add_argument("--epochs", default="10")
     parser.add_argument("--train-samples", default="10000")
     parser.add_argument("--runs", type=Path, default=Path("runs/precision"))
     args = parser.parse_args()
     where = machine("cpu")
+    what = f"{args.method}-{args.net}-{args.data}-{args.train_samples}-images-{args.epochs}-epochs"
     found: dict[str, list[float]] = {}
     for seed in range(args.seeds):
         for name, amp in (("fp32", False), ("bf16", True)):
-            value = top1(args.runs / f"{args.method}-{args.net}-{name}-s{seed}", seed, amp, args)
+            value = top1(args.runs / f"{what}-{name}-s{seed}", seed, amp, args)
             found.setdefault(name, []).append(value)
             print(f"seed {seed}, {name}: {value:.2f} % on test", flush=True)
     differences = [half - full for half, full in zip(found["bf16"], found["fp32"], strict=True)]
@@ -63,11 +64,11 @@ def main() -> None:
             ", ".join(f"{v:+.2f}" for v in differences),
         ]
     )
-    what = f"{args.train_samples} images of {args.data}, {args.epochs} epochs, {args.seeds} seeds"
+    title = f"{args.train_samples} images of {args.data}, {args.epochs} epochs, {args.seeds} seeds"
     write(
         f"precision-{args.method}",
         where,
-        {f"{args.method}, {args.net}, {what}": table(["", "test top-1 %", "by seed"], rows)},
+        {f"{args.method}, {args.net}, {title}": table(["", "test top-1 %", "by seed"], rows)},
         found,
     )
 

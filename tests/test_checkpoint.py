@@ -192,7 +192,7 @@ def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
     run = saved(tmp_path)
     monkeypatch.undo()
-    with pytest.raises(InputError, match="found checkpoint format 99; this version reads 1"):
+    with pytest.raises(InputError, match="found checkpoint format 99; this version reads 2"):
         fit("dml", run, resume=True)
 
 

@@ -124,6 +124,19 @@ def test_dialects_of_dml_can_be_recorded(options: dict[str, Any]) -> None:
         assert torch.equal(ours, loops)
 
 
+def test_a_student_that_draws_is_refused_where_the_recording_fails() -> None:
+    method = Asks(tiny(0)).train()
+    optimizer = make_optimizer(method.param_groups(), Settings(), {})
+    graphed = Graph(partial(train_step, method, optimizer), optimizer, record=tape, draws=True)
+
+    def run() -> None:
+        for found, now, _ in steps(method):
+            graphed.step(found, now)
+
+    with pytest.raises(InputError, match=r"found graph, but the step cannot be recorded \(.*; use --engine loop"):
+        run()
+
+
 class Asks(tl.METHODS["plain"]):  # type: ignore[misc]
     """A step that waits for a number."""
 
@@ -152,15 +165,17 @@ def test_what_cannot_be_recorded_runs_as_by_the_loop_and_says_so() -> None:
             assert torch.equal(ours, loops), name
 
 
-def test_a_batch_of_another_shape_is_computed_as_by_the_loop() -> None:
+@pytest.mark.parametrize("sizes", [[16] * (EAGER + 2) + [10] + [16] * 2, [16, 16, 16, 10] * 3], ids=str)
+def test_a_batch_of_another_shape_is_computed_as_by_the_loop(sizes: list[int]) -> None:
     def run(recorded: bool) -> list[Tensor]:
         method = build("dml").train()
         optimizer = make_optimizer(method.param_groups(), Settings(), {})
         one = partial(train_step, method, optimizer)
         graphed = Graph(one, optimizer, record=tape)
-        for size in [16] * (EAGER + 2) + [10] + [16] * 2:
+        for size in sizes:
             found = batch(size, size)
             graphed.step(found, Progress()) if recorded else one(found, Progress())
+        assert not recorded or graphed.given[0].shape[0] == 16
         return list(method.state_dict().values())
 
     for ours, loops in zip(run(True), run(False), strict=True):

@@ -245,6 +245,8 @@ def test_mutual_is_what_autograd_makes_of_the_equation(
         assert ce.shape == mimicry.shape == (3, B) and ce.dtype == torch.promote_types(dtype, torch.float32)
         terms = (ce.mean(), mimicry.square().mean(), ce.mean() + 3 * mimicry.mean())
         grads = [torch.autograd.grad(term, leaf, retain_graph=True)[0] for term in terms]
+        (twice,) = torch.autograd.grad(terms[2], leaf, create_graph=True)
+        grads += torch.autograd.grad(twice.square().sum(), leaf)
         results.append((ce.detach(), mimicry.detach(), *grads))
     for ours, theirs in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)

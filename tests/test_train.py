@@ -14,6 +14,8 @@ from torch import nn
 
 import teacherless as tl
 from teacherless.engine import make_optimizer, rate, set_rates, train_step
+from teacherless.method import Output
+from teacherless.record import Recorder
 from teacherless.run import Settings
 
 
@@ -167,3 +169,13 @@ def test_smoothing_reaches_every_method() -> None:
     soft = tl.train(tl.Plain(tiny(0)), data, epochs=1, smoothing=0.2, quiet=True)
     assert soft.history[0]["train/ce"] != hard.history[0]["train/ce"]
     assert soft.history[0]["train/nll/student"] == hard.history[0]["train/nll/student"]
+
+
+def test_sums_of_a_checkpoint_follow_the_device() -> None:
+    """A checkpoint is read to the CPU; what it holds is added to what a step makes on its own device."""
+    recorder = Recorder(["student"], 1, None, quiet=True)
+    logits = torch.zeros(1, 4, 3, device="meta")
+    saved = {"train/ce": torch.tensor(1.0), "students": torch.ones(3, 1)}
+    recorder.restore(saved, {"count": 4, "seconds": 0.0, "images": 0, "history": [], "spent": 0.0})
+    recorder.step(Output({"ce": logits.sum()}, logits), torch.zeros(4, dtype=torch.long, device="meta"))
+    assert {value.device.type for value in recorder.sums.values()} == {"meta"}

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from teacherless.errors import InputError, Stopped
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 2
 
 
@@ -94,7 +94,8 @@ def read(folder: Path) -> tuple[State, Path, list[str]] | None:
 
 def steps(folder: Path) -> list[Path]:
     """The checkpoints of a folder, newest first."""
-    return sorted((p for p in folder.glob("*") if re.fullmatch(r"\d{10}", p.name)), reverse=True)
+    found = (p for p in folder.glob("*") if re.fullmatch(r"\d{10,}", p.name))  # ten digits, more from phase ten on
+    return sorted(found, key=lambda p: int(p.name), reverse=True)
 
 
 class _Damaged(Exception):

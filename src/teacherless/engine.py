@@ -174,8 +174,7 @@ class Engine:
 
     `threads` is chosen for deep networks in bf16, which leave cores idle one after the other, if they are alike and as
     many on every core: else some core waits. It is a rule of the networks, their number, the cores and the precision,
-    never of a clock. `graph` has not run on a GPU yet, and
-    is never chosen.
+    never of a clock. `graph` has not run on a GPU yet, and is never chosen.
 
     Args:
         method: what is trained.
@@ -245,7 +244,7 @@ class Engine:
 
         students = self.method.students()
         apart = [] if self.method.shard(range(len(students)), lambda own: own) is None else list(students.values())
-        return Graph(one, optimizer, apart)
+        return Graph(one, optimizer, apart, draws=threads.draws(self.method) is not None)
 
 
 def why_not_threads(method: Method, device: torch.device) -> str | None:

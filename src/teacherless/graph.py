@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from teacherless.errors import InputError
 from teacherless.method import Batch, Output, Progress
 
 One = Callable[[Batch, Progress], Output]  # a step of the method
@@ -26,28 +27,38 @@ EAGER = 3  # steps before the recording: libraries choose their kernels, the opt
 def record(work: Callable[[], Output]) -> tuple[Callable[[], None], Output]:
     """Capture `work` without running it. Raises: RuntimeError if it waits for the device."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # The outer context, since a recording that fails leaves its own stream the current one.
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
         output = work()
     return graph.replay, output
 
 
 class Graph:
     """The steps of one optimizer, so of one phase. Batches of another shape than the first are computed as by the loop,
-    and all of them where the step cannot be recorded; a warning says why.
+    and all of them where the step cannot be recorded; a warning says why. A student that draws random numbers is then
+    refused, since a recording that fails may leave their generator unfit.
 
     Args:
         one: a step of the method.
         optimizer: of the phase.
         apart: students that never wait for each other before the last of them has answered.
+        draws: a step draws random numbers.
         record: other than CUDA's, for tests.
     """
 
     def __init__(
-        self, one: One, optimizer: torch.optim.Optimizer, apart: Sequence[nn.Module] = (), record: Record = record
+        self,
+        one: One,
+        optimizer: torch.optim.Optimizer,
+        apart: Sequence[nn.Module] = (),
+        record: Record = record,
+        *,
+        draws: bool = False,
     ) -> None:
-        self.one, self.optimizer, self.apart, self.record = one, optimizer, apart, record
+        self.one, self.optimizer, self.apart, self.record, self.draws = one, optimizer, apart, record, draws
         self.steps = 0
-        self.given: list[Tensor] = []  # what a step reads: at a fixed place
+        self.shapes: list[torch.Size] = []  # of the first batch
+        self.given: list[Tensor] = []  # what a recorded step reads: at a fixed place
         self.replay: Callable[[], None] | None = None
 
     def step(self, batch: Batch, progress: Progress) -> Output:
@@ -55,11 +66,13 @@ class Graph:
         self.steps += 1
         given = [*batch.inputs, batch.labels, *([] if batch.index is None else [batch.index]), *progress[:3]]
         if self.steps <= EAGER:
+            self.shapes = [x.shape for x in given] if self.steps == 1 else self.shapes
             _rates_to_tensors(self.optimizer, batch.labels.device)
             return _aside(functools.partial(self.one, batch, progress), batch.labels.device)
-        if self.steps == EAGER + 1:
+        usual = [x.shape for x in given] == self.shapes
+        if usual and not self.given:
             self._record(batch, progress)
-        if self.replay is None or [x.shape for x in given] != [x.shape for x in self.given]:
+        if self.replay is None or not usual:
             return self.one(batch, progress)
         for place, value in zip(self.given, given, strict=True):
             place.copy_(value)
@@ -80,7 +93,11 @@ class Graph:
             self.replay, self.output = self.record(work)
         except RuntimeError as error:
             self.optimizer.zero_grad(set_to_none=True)
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error.__context__ or error).strip().splitlines()[0]
+            if self.draws:
+                raise InputError(
+                    f"--engine: found graph, but the step cannot be recorded ({reason}); use --engine loop"
+                ) from None
             warnings.warn(f"--engine graph: the step cannot be recorded ({reason}); it runs as by loop", stacklevel=2)
 
 

@@ -159,16 +159,21 @@ class _Mutual(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         z, y, others, p = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient's own gradient is wanted, which what was kept does not have
+            p = F.softmax(full(z), -1)
         by_ce, by_mimicry = (g.unsqueeze(-1) for g in grads)  # [N, 1]
-        grad = torch.empty_like(full(z))
+        grad = torch.empty_like(z, dtype=others.dtype) if p is None else z
         for rows in _slices(z) if p is None else [slice(None)]:
             here, q = F.softmax(full(z[rows]), -1) if p is None else p, others[rows, :-1]
-            weight = by_ce[rows] + by_mimicry[rows] * q.sum(-1, keepdim=True)
-            g = torch.mul(here, weight, out=grad[rows])
+            g = here * (by_ce[rows] + by_mimicry[rows] * q.sum(-1, keepdim=True))
             g.addcmul_(q, by_mimicry[rows], value=-1)
             if ctx.smoothing:
                 g.sub_(by_ce[rows] * (ctx.smoothing / g.shape[-1]))
             g.scatter_add_(-1, y[rows, None], by_ce[rows] * (ctx.smoothing - 1))
+            if p is None:
+                grad[rows] = g
+            else:
+                grad = g
         return grad.to(z.dtype), None, None, None, None, None
 
 

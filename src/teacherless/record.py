@@ -72,7 +72,7 @@ class Recorder:
         nll, entropy = losses.ce(out.logits, labels).sum(-1), losses.entropy(out.logits).sum(-1)  # [S]
         sums[STUDENTS] = torch.stack([right, nll, entropy])  # METRICS
         for name, value in sums.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
         self.count += size
         if self.screen:
             self.screen.step()

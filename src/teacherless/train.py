@@ -248,11 +248,12 @@ class Training:
     def _batches(self) -> Iterator[Batch]:
         """The epoch's batches from where it stands. A user's loader may draw from the global generators: it is asked
         again from the epoch's first state, and what it gave already is passed over."""
+        epoch = self.phase * self.epochs + self.epoch  # a phase does not see what the one before it saw
         if self.batch == 0:
-            return iter(self.data.epoch(self.epoch))
+            return iter(self.data.epoch(epoch))
         now = checkpoint.random_state()
         checkpoint.set_random_state(self.epoch_random)
-        batches: Iterator[Batch] = iter(self.data.epoch(self.epoch, self.batch))
+        batches: Iterator[Batch] = iter(self.data.epoch(epoch, self.batch))
         checkpoint.set_random_state(now)
         return batches
 
@@ -308,9 +309,12 @@ class Training:
         before = runs.read_json(self.out / "run.json")
         if before:
             runs.compare(before, now, anyway)
+            longer = any(before["settings"].get(key) != now["settings"][key] for key in ("epochs", "steps"))
+            if longer and len(phases := self.method.phases) > 1:
+                raise InputError(f"--resume: found other epochs; a run with phases ({', '.join(phases)}) keeps its own")
         summary = runs.read_json(self.out / "summary.json")
         found = checkpoint.read(self.out / "checkpoints")
-        if summary and summary["epochs"] >= self.epochs:
+        if summary and summary["epochs"] >= self.epochs * len(self.method.phases):
             self._say(f"{self.out} is finished; nothing to resume")
             return Result(summary, runs.read_lines(self.out / "metrics.jsonl"), self.method, self.out)
         if found is None:
@@ -343,7 +347,7 @@ class Training:
     ) -> Result:
         """Evaluate what is shipped; write students and summary. The summary comes last: it says that all is there."""
         head = {"method": method_name(self.method), "data": data_about.get("name"), "seed": self.settings.seed,
-                "epochs": self.epochs}  # fmt: skip
+                "epochs": self.epochs * len(self.method.phases)}  # fmt: skip
         summary = summarise(self.method, self.val, test, head, self.recorder, search)
         if self.out:
             for name, net in self.students.items():

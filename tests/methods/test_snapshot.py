@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import CLASSES, batch, tiny
 from torch.nn import functional as F
 
+from teacherless.checkpoint import steps
+from teacherless.data import as_loader
 from teacherless.errors import InputError
+from teacherless.method import Batch, Wants
 from teacherless.methods.snapshot import Snapshot
-from teacherless.train import train
+from teacherless.run import Settings
+from teacherless.train import Training, train
 
 F64 = torch.float64
 EPOCHS, CYCLES, LR = 6, 3, 0.1
@@ -53,6 +59,46 @@ def test_epochs_are_shared_and_rounded_up() -> None:
     history = train(method, [batch()], epochs=7, quiet=True).history
     assert [line["phase"] for line in history] == ["cycle1"] * 3 + ["cycle2"] * 3 + ["cycle3"] * 3
     assert [line["epoch"] for line in history] == list(range(9))
+
+
+def test_a_cycle_does_not_see_again_what_the_last_one_saw() -> None:
+    """The order and the distortions of samples are a function of the epoch, so the epochs of all cycles are counted."""
+    asked = []
+
+    class Data:
+        def epoch(self, epoch: int, start: int = 0) -> list[Batch]:
+            asked.append(epoch)
+            return [batch(epoch)][start:]
+
+        def __len__(self) -> int:
+            return 1
+
+    training = Training(Snapshot(tiny(0), cycles=3), Data(), None, Settings(epochs=6), {}, None, quiet=True)
+    training.loop()
+    assert asked == list(range(6))
+
+
+def test_many_cycles_resume_from_the_newest_checkpoint(tmp_path: Path) -> None:
+    """Checkpoints are numbered by phase, and from phase ten on a number has a digit more."""
+    data = [batch(seed) for seed in range(2)]
+    train(Snapshot(tiny(0), cycles=12), data, epochs=12, out=tmp_path / "run", checkpoint_every="1e", quiet=True)
+    found = steps(tmp_path / "run" / "checkpoints")
+    assert [int(path.name) for path in found] == [11 * 10**9 + 2, 10 * 10**9 + 2]
+
+
+def test_phases_that_are_over_have_no_more_epochs(tmp_path: Path) -> None:
+    data = as_loader([batch(seed) for seed in range(2)], Wants(), torch.device("cpu"))
+
+    def run(epochs: int, **more: Any) -> dict[str, Any]:
+        training = Training(
+            Snapshot(tiny(0), cycles=2), data, None, Settings(epochs=epochs), {}, tmp_path / "run", quiet=True
+        )
+        return training.to_the_end(None, {}, {}, **more).summary
+
+    assert run(3)["epochs"] == 4
+    assert run(3, resume=True)["epochs"] == 4
+    with pytest.raises(InputError, match=r"a run with phases \(cycle1, cycle2\) keeps its own"):
+        run(8, resume=True, anyway=True)
 
 
 def test_steps_are_shared() -> None:

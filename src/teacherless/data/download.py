@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -12,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -54,15 +56,13 @@ def download(url: str, path: Path, sha256: str | None = None, *, md5: str | None
     assert expected, "a file without a checksum is not fetched"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("ab") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)  # one process fetches, the others wait for it
-            if path.exists():
-                part.unlink(missing_ok=True)
-                return
+        with _alone(part):
+            if path.exists():  # while we waited
+                return part.unlink()
             continued = _size(part) > 0
             _complete(url, part)
             if continued and digest(part, kind) != expected:  # its beginning may have been another file's
-                held.truncate(0)
+                part.write_bytes(b"")
                 _complete(url, part)
             found = digest(part, kind)
             if found != expected:
@@ -75,6 +75,24 @@ def download(url: str, path: Path, sha256: str | None = None, *, md5: str | None
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = "no space left" if full else error.strerror or str(error)
         raise InputError(f"cannot write {str(part)!r}: {why}") from error
+
+
+@contextlib.contextmanager
+def _alone(part: Path) -> Iterator[None]:
+    """One process fetches, the others wait for it. Where the file system has no locks, nobody waits."""
+    while True:
+        with part.open("ab") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another process that fetches {part.stem}", file=sys.stderr, flush=True)
+                fcntl.flock(held, fcntl.LOCK_EX)
+            except OSError:
+                pass
+            if part.exists() and os.path.samestat(os.fstat(held.fileno()), part.stat()):
+                yield
+                return
+            # who held it has renamed or deleted it: what we hold is no longer that file
 
 
 def digest(path: Path, kind: str = "sha256") -> str:

@@ -42,8 +42,8 @@ Ships:
 
 Cost:
     K forwards and K backwards per batch (times V views); in turn, K² forwards. Memory: K networks and their
-    activations. Each prediction costs one log-softmax. Other topologies and "symmetric" need everyone's predictions,
-    not their mean: K² sums instead of K, and K times the traffic.
+    activations. Each prediction costs a softmax and a log-softmax. Other topologies and "symmetric" need everyone's
+    predictions, not their mean: K² sums instead of K, and K times the traffic.
 
 Results:
     See docs/log.md.

@@ -25,8 +25,8 @@ Where we differ from the paper, and from the authors' code:
     paid back, as everywhere here. The regressor is a 1x1 convolution, which is the paper's where both maps have one
     size (the smallest kernel that makes them fit); otherwise the larger map is averaged down. It is "linear", because a
     stage need not end in a rectifier; "relu" adds batch norm and ReLU.
-    Each phase is one call of `train`, with `method.phase` set before it. During "hint" the upper half is run for the
-    accuracy that is logged: its weights do not move, its batch-norm statistics do.
+    One call of `train` runs both phases, each with an optimizer, rates and epochs of its own. During "hint" the upper
+    half is run for the accuracy that is logged: its weights do not move, its batch-norm statistics do.
     Variant `one-stage` reproduces distillers/FitNet.py with ConvReg of megvii-research/mdistiller for maps of one size:
     both losses at once, weights 1 and 100, and the "relu" regressor; no KD.
 

@@ -19,9 +19,10 @@ Defaults:
     --epochs are shared by the cycles, rounded up as in the paper: 30 epochs are 5 cycles of 6, 31 are 5 of 7.
 
 Where we differ from the paper, and from the authors' code:
-    The cosine is that of --sched cosine, the default, and starts anew with each cycle; another --sched restarts too. A
-    cycle begins with a new optimizer: the momentum of a rate of zero is not carried over. --ema and --select best
-    choose what a cycle leaves. All copies are averaged; the paper also averages only the last m.
+    The cosine is that of --sched cosine, the default, and starts anew with each cycle; so does another --sched, whose
+    epochs (--warmup-epochs, --decay-milestones) are counted within a cycle. A cycle begins with a new optimizer: the
+    momentum of a rate of zero is not carried over. --ema and --select best choose what a cycle leaves. All copies are
+    averaged; the paper also averages only the last m.
 
 Ships:
     `student`, the network after the last cycle. The ensemble of all cycles is evaluated, not shipped.

@@ -109,6 +109,7 @@ def test_killed_anywhere_resumes_to_the_same_bits(
     assert killed >= CRASHES // 4, "most kills came after the end: the test proves little"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_says_how_to_go_on(
     number: signal.Signals, code: int, engine: str, straight: tuple[Path, float, float], tmp_path: Path

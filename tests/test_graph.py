@@ -72,7 +72,7 @@ def tape(work: Callable[[], Output]) -> tuple[Callable[[], None], Output]:
 STEPS, SIZE = 12, 16
 
 
-def steps(method: Method, **settings: Any) -> Iterator[tuple[Batch, Progress, float]]:
+def steps(method: Method) -> Iterator[tuple[Batch, Progress, float]]:
     """Batches that differ, rates and progress that change, as in `train`."""
     whole = data(method, size=64)
     for step in range(STEPS):

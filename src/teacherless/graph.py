@@ -64,7 +64,7 @@ class Graph:
     def step(self, batch: Batch, progress: Progress) -> Output:
         """One batch. The output is at a fixed place too: read it before the next step."""
         self.steps += 1
-        given = [*batch.inputs, batch.labels, *([] if batch.index is None else [batch.index]), *progress[:3]]
+        given = _read(batch, progress)
         if self.steps <= EAGER:
             self.shapes = [x.shape for x in given] if self.steps == 1 else self.shapes
             _rates_to_tensors(self.optimizer, batch.labels.device)
@@ -83,7 +83,7 @@ class Graph:
         fixed = Batch(tuple(x.clone() for x in batch.inputs), batch.labels.clone(),
                       None if batch.index is None else batch.index.clone())  # fmt: skip
         now = Progress(progress.step.clone(), progress.epoch.clone(), progress.epochs.clone())
-        self.given = [*fixed.inputs, fixed.labels, *([] if fixed.index is None else [fixed.index]), *now[:3]]
+        self.given = _read(fixed, now)
 
         def work() -> Output:
             with streams(self.apart):
@@ -99,6 +99,12 @@ class Graph:
                     f"--engine: found graph, but the step cannot be recorded ({reason}); use --engine loop"
                 ) from None
             warnings.warn(f"--engine graph: the step cannot be recorded ({reason}); it runs as by loop", stacklevel=2)
+
+
+def _read(batch: Batch, progress: Progress) -> list[Tensor]:
+    """All that a step reads."""
+    index = [] if batch.index is None else [batch.index]
+    return [*batch.inputs, batch.labels, *index, progress.step, progress.epoch, progress.epochs]
 
 
 def _rates_to_tensors(optimizer: torch.optim.Optimizer, device: torch.device) -> None:

@@ -126,7 +126,8 @@ def mutual(
         voices = torch.cat([p, (p * log_p).sum(-1, keepdim=True)], -1)
         kept: tuple[Tensor | None, Tensor | None] = p, log_p
     else:
-        voices, kept = full(z).new_empty(len(z), classes + 1), (None, None)
+        kept = None, None
+        voices = z.new_empty(len(z), classes + 1, dtype=torch.promote_types(z.dtype, torch.float32))
         for rows in _slices(z):
             part = F.softmax(full(z[rows]), -1)
             voices[rows, :-1] = part

@@ -131,8 +131,7 @@ def specs(run: Run) -> list[Spec]:
         spec._replace(copies=1) for text in run.student for spec in [parse_student(text)] for _ in range(spec.copies)
     ]
     if run.small:
-        each = [spec._replace(name=name, arguments=arguments) for spec in each
-                for name, arguments in [shrink.student(spec.name, spec.arguments)]]  # fmt: skip
+        each = [spec._replace(**shrink.student(spec.name, spec.arguments)) for spec in each]
     if run.peers is None or run.peers == len(each):
         return each
     if len(each) > 1:

@@ -14,14 +14,14 @@ NARROWER = {  # the same kind of network, narrower or shorter
 }  # fmt: skip
 
 
-def student(name: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def student(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """A network's name and arguments, smaller."""
     smaller = dict(arguments)
     if name.startswith("resnext"):
         smaller["base_width"] = 1
     if name.startswith("timm/"):
         smaller["stem"] = "imagenet"
-    return NARROWER.get(name, name), smaller
+    return {"name": NARROWER.get(name, name), "arguments": smaller}
 
 
 def settings(values: Mapping[str, Any]) -> dict[str, Any]:

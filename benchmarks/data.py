@@ -17,9 +17,9 @@ from bench import interleave, interval, machine, ratio, shown, table, timed, wri
 import teacherless as tl
 from teacherless.data import Loader, Resident
 from teacherless.data.augment import Augment
-from teacherless.engine import Engine, make_optimizer, set_rates, tune_allocator
 from teacherless.method import Batch, Progress
 from teacherless.run import Settings
+from teacherless.training.step import Engine, make_optimizer, set_rates, tune_allocator
 
 STEPS = 20
 

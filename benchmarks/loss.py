@@ -22,9 +22,9 @@ from bench import interleave, interval, machine, ratio, shown, table, timed, wri
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from teacherless.engine import tune_allocator
 from teacherless.method import Batch
 from teacherless.methods import DML
+from teacherless.training.step import tune_allocator
 
 SIZES = [*((k, 128, 100) for k in (2, 4, 8, 16, 32)), *((k, 128, 1000) for k in (2, 4, 8)), (4, 256, 21841)]
 HUNGRY = [(8, 128, 1000), (4, 256, 21841)]

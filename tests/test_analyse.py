@@ -25,7 +25,7 @@ from teacherless.method import Batch
 from teacherless.methods.plain import Plain
 from teacherless.models import create
 from teacherless.run import Run
-from teacherless.train import execute, train
+from teacherless.training.loop import execute, train
 
 COMMON: dict[str, Any] = {"epochs": 2, "train_samples": 200, "student": ("small-cnn,width=4",), "lr": 0.2}
 ALWAYS = {"training-curves", "entropy-per-epoch", "posteriors", "reliability", "weight-noise", "random-direction",

@@ -14,13 +14,13 @@ from test_foreign import ViT, user
 from torch import nn
 
 import teacherless as tl
-from teacherless.average import Average
 from teacherless.data import as_loader
 from teacherless.errors import Stopped
 from teacherless.evaluate import evaluate
 from teacherless.methods.one import ONE
 from teacherless.run import Settings
-from teacherless.train import Result, Training
+from teacherless.training.ema import Average
+from teacherless.training.loop import Result, Training
 
 DECAY = 0.7  # reached from step 21 on; until then (1 + n) / (10 + n)
 DATA = [batch(seed) for seed in range(4)]

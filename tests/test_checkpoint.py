@@ -19,10 +19,10 @@ from test_all_methods import build, data
 from torch import nn
 
 import teacherless as tl
-from teacherless import checkpoint
 from teacherless.errors import InputError, Stopped
 from teacherless.method import Batch, Method
 from teacherless.methods import METHODS
+from teacherless.training import checkpoint
 
 TIMES = {"img_per_s", "seconds", "train_seconds"}
 

@@ -23,7 +23,7 @@ import pytest
 from safetensors.torch import load
 from test_checkpoint import TIMES
 
-from teacherless import checkpoint
+from teacherless.training import checkpoint
 
 CRASHES = int(os.environ.get("TEACHERLESS_CRASHES", "6"))
 RUN = ["train", "dml", "--data", "digits", "--student", "small-cnn,width=8", "--peers", "2", "--epochs", "4",
@@ -32,7 +32,7 @@ RUN = ["train", "dml", "--data", "digits", "--student", "small-cnn,width=8", "--
 # The same command line, but every file of a checkpoint takes a while to reach the disk: a kill lands in between.
 SLOW = """
 import sys, time
-from teacherless import checkpoint
+from teacherless.training import checkpoint
 from teacherless.cli import main
 write = checkpoint.write_flushed
 def slow(path, data):

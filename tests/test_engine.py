@@ -17,13 +17,23 @@ from conftest import batch, tiny
 from torch import Tensor, nn
 
 import teacherless as tl
-from teacherless import checkpoint, losses, threads
+from teacherless import losses
 from teacherless.data import as_loader
-from teacherless.engine import Engine, channels_last, in_fp32, make_optimizer, slow_in_bf16, train_step, tune_allocator
 from teacherless.method import Batch
 from teacherless.methods import METHODS
 from teacherless.run import Settings
-from teacherless.train import Training
+from teacherless.training import checkpoint
+from teacherless.training.engines import threads
+from teacherless.training.loop import Training
+from teacherless.training.step import (
+    Engine,
+    channels_last,
+    in_fp32,
+    make_optimizer,
+    slow_in_bf16,
+    train_step,
+    tune_allocator,
+)
 
 CPU = torch.device("cpu")
 
@@ -56,7 +66,7 @@ def test_the_allocator_is_tuned_only_when_asked(monkeypatch: pytest.MonkeyPatch)
             "def spy(name, *a, **k):\n"
             "    assert name != 'libc.so.6', 'on import'\n"
             "    return real(name, *a, **k)\n"
-            "ctypes.CDLL = spy; import teacherless.train")  # fmt: skip
+            "ctypes.CDLL = spy; import teacherless.training.loop")  # fmt: skip
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

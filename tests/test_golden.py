@@ -21,10 +21,10 @@ from conftest import CLASSES, tiny
 from test_all_methods import build
 from torch import Tensor, nn
 
-from teacherless.engine import make_optimizer, train_step
 from teacherless.method import Batch, Method, Progress
 from teacherless.methods import METHODS
 from teacherless.run import Settings
+from teacherless.training.step import make_optimizer, train_step
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS, SAMPLES, SIZE = 50, 20, 10

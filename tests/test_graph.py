@@ -22,13 +22,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import teacherless as tl
-from teacherless import graph
-from teacherless.engine import Engine, make_optimizer, set_rates, train_step
 from teacherless.errors import InputError
-from teacherless.graph import EAGER, Graph
 from teacherless.method import Batch, Method, Output, Progress
 from teacherless.methods import METHODS
 from teacherless.run import Settings
+from teacherless.training.engines import graph
+from teacherless.training.engines.graph import EAGER, Graph
+from teacherless.training.step import Engine, make_optimizer, set_rates, train_step
 
 
 class Tape(TorchDispatchMode):
@@ -200,7 +200,7 @@ def test_the_whole_of_train_with_phases(tmp_path: Any, monkeypatch: pytest.Monke
         return tape(work)
 
     monkeypatch.setattr(Engine, "choose", lambda self, name: setattr(self, "name", "graph"))
-    monkeypatch.setattr("teacherless.engine.Graph", partial(Graph, record=counted))
+    monkeypatch.setattr("teacherless.training.step.Graph", partial(Graph, record=counted))
     found = fit("graph")
     assert len(recordings) == 2, "one for each phase"
     assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -13,10 +13,10 @@ from conftest import batch, tiny
 from torch import nn
 
 import teacherless as tl
-from teacherless.engine import make_optimizer, rate, set_rates, train_step
 from teacherless.method import Output
-from teacherless.record import Recorder
 from teacherless.run import Settings
+from teacherless.training.record import Recorder
+from teacherless.training.step import make_optimizer, rate, set_rates, train_step
 
 
 def pairs(n: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:

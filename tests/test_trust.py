@@ -15,9 +15,9 @@ import pytest
 from conftest import tiny
 
 import teacherless as tl
-from teacherless import checkpoint
 from teacherless.errors import InputError
 from teacherless.models.files import load_student, load_weights, save_student
+from teacherless.training import checkpoint
 
 SRC = Path(tl.__file__).parent
 

@@ -19,12 +19,12 @@ from torch import Tensor
 from teacherless import run as runs
 from teacherless.data import Loader, Source
 from teacherless.data.augment import counter_hash
-from teacherless.engine import pick_device
 from teacherless.errors import InputError
 from teacherless.findings import KINDS, Groups, Seen, look
 from teacherless.method import Wants
 from teacherless.methods import METHODS
 from teacherless.run import Run
+from teacherless.training.step import pick_device
 
 log = logging.getLogger("teacherless.analyse")
 SAMPLES = 2000  # training images, and test images for features; drawn by hash, the same for every run

@@ -99,8 +99,8 @@ def train(
         raise InputError("--resume: needs --out, the run folder to go on with")
     stored = (read_json(out / "run.json") if resume and out else None) or {}
     run = make_run(method, flags, recipe, stored.get("settings"))
-    from teacherless.engine import tune_allocator
-    from teacherless.train import execute
+    from teacherless.training.loop import execute
+    from teacherless.training.step import tune_allocator
 
     tune_allocator()
     folder = out or default_out(run)
@@ -131,7 +131,7 @@ def plan(
     """
     run = make_run(method, flags, recipe)
     from teacherless import plan as planning
-    from teacherless.engine import tune_allocator
+    from teacherless.training.step import tune_allocator
 
     tune_allocator()
     found = planning.plan(run)
@@ -220,7 +220,7 @@ def evaluate(
     trust_imports
         import the code that a config.json names (a student package.module:function).
     """
-    from teacherless.results import evaluate_folder
+    from teacherless.training.summary import evaluate_folder
 
     rows = evaluate_folder(path, data=data, data_dir=data_dir, split=split, trust_imports=trust_imports)
     shown = [key for key in _METRICS if key in next(iter(rows.values()))]

@@ -26,7 +26,7 @@ from teacherless.evaluate import evaluating
 from teacherless.methods import METHODS
 from teacherless.models.files import load_student
 from teacherless.run import Run
-from teacherless.train import execute
+from teacherless.training.loop import execute
 
 Table = dict[str, Any]
 

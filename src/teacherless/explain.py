@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from teacherless import losses
-from teacherless.engine import make_optimizer, train_step
 from teacherless.method import Batch, Frozen, Method, Progress
 from teacherless.run import Run, build_method, load_source, settable
+from teacherless.training.step import make_optimizer, train_step
 
 FAR = 100  # a term this many times larger or smaller than cross-entropy is worth a warning
 STEPS = 20  # of training before anything is measured
@@ -71,7 +71,7 @@ def explain(run: Run) -> Explanation:
 
     Before the first step all networks say nearly the same, and what compares them is small in any method.
     """
-    from teacherless.train import loaders
+    from teacherless.training.loop import loaders
 
     source = load_source(run)
     method, per_student = build_method(run, source)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from teacherless import analysis, checkpoint, losses, plots, statistics
+from teacherless import analysis, losses, plots, statistics
 from teacherless import run as runs
 from teacherless.data import Loader, Source
 from teacherless.data.augment import Augment
@@ -22,6 +22,7 @@ from teacherless.methods import METHODS
 from teacherless.methods.one import ONE
 from teacherless.models.staged import Insides
 from teacherless.run import Run
+from teacherless.training import checkpoint
 
 NOISE = (0.1, 0.2, 0.3, 0.4, 0.5)  # std, in RMS of each tensor
 DISTANCE = (0.2, 0.4, 0.6, 0.8, 1.0)  # in filter norms

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import torch
 
 from teacherless.data import Source
-from teacherless.engine import Engine, make_optimizer, pick_device
 from teacherless.evaluate import evaluate
 from teacherless.method import Method, Progress
 from teacherless.run import Run, build_method, load_source
-from teacherless.train import loaders
+from teacherless.training.loop import loaders
+from teacherless.training.step import Engine, make_optimizer, pick_device
 
 WARM, TIMED = 2, 5  # steps
 

@@ -12,13 +12,13 @@ import torch
 from conftest import CLASSES, batch, tiny
 from torch.nn import functional as F
 
-from teacherless.checkpoint import steps
 from teacherless.data import as_loader
 from teacherless.errors import InputError
 from teacherless.method import Batch, Wants
 from teacherless.methods.snapshot import Snapshot
 from teacherless.run import Settings
-from teacherless.train import Training, train
+from teacherless.training.checkpoint import steps
+from teacherless.training.loop import Training, train
 
 F64 = torch.float64
 EPOCHS, CYCLES, LR = 6, 3, 0.1

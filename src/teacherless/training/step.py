@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from teacherless import losses, threads
+from teacherless import losses
 from teacherless.errors import InputError
-from teacherless.graph import Graph
 from teacherless.method import Batch, Method, Output, Progress
 from teacherless.run import Settings
-from teacherless.threads import Threads
+from teacherless.training.engines import threads
+from teacherless.training.engines.graph import Graph
+from teacherless.training.engines.threads import Threads
 
 
 def train_step(

@@ -14,9 +14,9 @@ from teacherless.data import Loader, Source
 from teacherless.errors import InputError
 from teacherless.evaluate import evaluate
 from teacherless.method import MeanProbability, Method, Wants
-from teacherless.record import Recorder
 from teacherless.reid import look, reid
 from teacherless.run import Run
+from teacherless.training.record import Recorder
 
 Search = Callable[[Mapping[str, nn.Module]], dict[str, dict[str, float]]]
 

@@ -18,18 +18,19 @@ import torch
 from torch import Tensor, nn
 
 import teacherless
-from teacherless import checkpoint, losses
+from teacherless import losses
 from teacherless import run as runs
-from teacherless.average import Average
 from teacherless.data import Loader, Source, as_loader
-from teacherless.engine import Engine, make_optimizer, pick_device, rate, set_rates
 from teacherless.errors import InputError, Stopped
 from teacherless.evaluate import evaluate, evaluating
 from teacherless.method import Batch, Frozen, Method, Progress, Wants
 from teacherless.models.files import save_student
-from teacherless.record import Line, Recorder
-from teacherless.results import Search, search_of, summarise
 from teacherless.run import Run, Settings
+from teacherless.training import checkpoint
+from teacherless.training.ema import Average
+from teacherless.training.record import Line, Recorder
+from teacherless.training.step import Engine, make_optimizer, pick_device, rate, set_rates
+from teacherless.training.summary import Search, search_of, summarise
 
 
 class Result(NamedTuple):

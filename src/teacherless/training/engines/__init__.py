@@ -1,0 +1,1 @@
+"""Other ways to run the same step: a thread per student, a recorded CUDA graph."""

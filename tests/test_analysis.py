@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from teacherless import analysis
 from teacherless.errors import InputError
-from teacherless.evaluate import calibration_error
+from teacherless.evaluation.metrics import calibration_error
 
 N = 12
 close = slow.exactly

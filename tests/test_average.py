@@ -16,7 +16,7 @@ from torch import nn
 import teacherless as tl
 from teacherless.data import as_loader
 from teacherless.errors import Stopped
-from teacherless.evaluate import evaluate
+from teacherless.evaluation.metrics import evaluate
 from teacherless.methods.one import ONE
 from teacherless.run import Settings
 from teacherless.training.ema import Average

@@ -10,7 +10,7 @@ from conftest import batch, tiny
 from sklearn.metrics import log_loss, top_k_accuracy_score
 from torch import nn
 
-from teacherless.evaluate import BINS, evaluate, evaluating, metrics
+from teacherless.evaluation.metrics import BINS, evaluate, evaluating, metrics
 
 
 def slow_ece(probs: torch.Tensor, labels: torch.Tensor) -> float:

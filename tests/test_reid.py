@@ -9,9 +9,9 @@ import torch
 from conftest import batch, tiny
 from torch import Tensor, nn
 
-from teacherless import reid
 from teacherless.errors import InputError
-from teacherless.reid import Seen
+from teacherless.evaluation import reid
+from teacherless.evaluation.reid import Seen
 
 
 def slow(distance: Tensor, query: Seen, gallery: Seen) -> dict[str, float]:

@@ -5,15 +5,13 @@ The public names are imported when they are first used, so that `import teacherl
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from teacherless.errors import Diverged as Diverged
     from teacherless.errors import InputError as InputError
-    from teacherless.evaluate import evaluate as evaluate
+    from teacherless.evaluation.metrics import evaluate as evaluate
     from teacherless.method import Batch as Batch
     from teacherless.method import Method as Method
     from teacherless.method import Output as Output
@@ -43,7 +41,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "errors": ["Diverged", "InputError"],
-    "evaluate": ["evaluate"],
+    "evaluation.metrics": ["evaluate"],
     "method": ["Batch", "Method", "Output", "Progress", "Wants"],
     "methods": [
         "METHODS",
@@ -68,17 +66,6 @@ _HOME = {
 }
 _NAMES = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_NAMES)
-
-
-class _Package(ModuleType):
-    """`train` and `evaluate` are functions here and files too; importing the file must not hide the function."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _NAMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from teacherless import losses
 from teacherless.errors import InputError
-from teacherless.evaluate import BINS, evaluating, metrics, which_bin
+from teacherless.evaluation.metrics import BINS, evaluating, metrics, which_bin
 from teacherless.method import Batch
 
 

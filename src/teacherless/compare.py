@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from teacherless import analysis, models, plots, statistics
 from teacherless import run as runs
 from teacherless.errors import Diverged, InputError, unknown
-from teacherless.evaluate import evaluating
+from teacherless.evaluation.metrics import evaluating
 from teacherless.methods import METHODS
 from teacherless.models.files import load_student
 from teacherless.run import Run

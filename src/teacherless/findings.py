@@ -16,7 +16,7 @@ from teacherless import analysis, losses, plots, statistics
 from teacherless import run as runs
 from teacherless.data import Loader, Source
 from teacherless.data.augment import Augment
-from teacherless.evaluate import evaluating
+from teacherless.evaluation.metrics import evaluating
 from teacherless.method import Batch
 from teacherless.methods import METHODS
 from teacherless.methods.one import ONE

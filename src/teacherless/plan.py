@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from teacherless.data import Source
-from teacherless.evaluate import evaluate
+from teacherless.evaluation.metrics import evaluate
 from teacherless.method import Method, Progress
 from teacherless.run import Run, build_method, load_source
 from teacherless.training.loop import loaders

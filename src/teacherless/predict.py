@@ -12,7 +12,7 @@ from teacherless import losses, run
 from teacherless.data import images
 from teacherless.data.augment import normalise
 from teacherless.errors import InputError
-from teacherless.evaluate import evaluating
+from teacherless.evaluation.metrics import evaluating
 from teacherless.models.files import Student
 
 BATCH = 64

@@ -32,7 +32,7 @@ class Persons(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """What re-identification is measured on; see `teacherless.reid`."""
+    """What re-identification is measured on; see `teacherless.evaluation.reid`."""
 
     query: Persons
     gallery: Persons

@@ -22,7 +22,7 @@ from teacherless import losses
 from teacherless import run as runs
 from teacherless.data import Loader, Source, as_loader
 from teacherless.errors import InputError, Stopped
-from teacherless.evaluate import evaluate, evaluating
+from teacherless.evaluation.metrics import evaluate, evaluating
 from teacherless.method import Batch, Frozen, Method, Progress, Wants
 from teacherless.models.files import save_student
 from teacherless.run import Run, Settings

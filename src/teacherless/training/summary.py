@@ -12,9 +12,9 @@ from torch import nn
 from teacherless import run as runs
 from teacherless.data import Loader, Source
 from teacherless.errors import InputError
-from teacherless.evaluate import evaluate
+from teacherless.evaluation.metrics import evaluate
+from teacherless.evaluation.reid import look, reid
 from teacherless.method import MeanProbability, Method, Wants
-from teacherless.reid import look, reid
 from teacherless.run import Run
 from teacherless.training.record import Recorder
 
@@ -22,7 +22,7 @@ Search = Callable[[Mapping[str, nn.Module]], dict[str, dict[str, float]]]
 
 
 def search_of(source: Source, workers: int = 0, device: torch.device | str = "cpu", **stats: Any) -> Search | None:
-    """For a source of persons, what `teacherless.reid.reid` says of networks: `{name: {"rank1", …, "map", …}}`."""
+    """For a source of persons, what `teacherless.evaluation.reid.reid` says of networks: `{name: {"rank1", …, "map", …}}`."""
     parts = source.reid
     if parts is None:
         return None

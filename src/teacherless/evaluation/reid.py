@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from teacherless.errors import InputError
-from teacherless.evaluate import evaluating
+from teacherless.evaluation.metrics import evaluating
 from teacherless.method import Batch
 
 JUNK = -1  # the id of what is neither right nor wrong

@@ -1,0 +1,1 @@
+"""What a network is worth: predictors in, numbers out."""

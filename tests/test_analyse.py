@@ -16,7 +16,6 @@ from torch import nn
 
 from teacherless import analyse as module
 from teacherless import findings, plots
-from teacherless import run as folders
 from teacherless.analyse import analyse, read
 from teacherless.cli import main
 from teacherless.errors import InputError
@@ -24,7 +23,8 @@ from teacherless.findings import gate_weights, look
 from teacherless.method import Batch
 from teacherless.methods.plain import Plain
 from teacherless.models import create
-from teacherless.run import Run
+from teacherless.runs import config as folders
+from teacherless.runs.config import Run
 from teacherless.training.loop import execute, train
 
 COMMON: dict[str, Any] = {"epochs": 2, "train_samples": 200, "student": ("small-cnn,width=4",), "lr": 0.2}

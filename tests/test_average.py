@@ -18,7 +18,7 @@ from teacherless.data import as_loader
 from teacherless.errors import Stopped
 from teacherless.evaluation.metrics import evaluate
 from teacherless.methods.one import ONE
-from teacherless.run import Settings
+from teacherless.runs.config import Settings
 from teacherless.training.ema import Average
 from teacherless.training.loop import Result, Training
 

@@ -17,7 +17,7 @@ import torch
 
 from teacherless import compare as comparison
 from teacherless.cli import main
-from teacherless.run import Run
+from teacherless.runs.config import Run
 
 ARGS = ["--data", "digits", "--student", "small-cnn,width=8", "--epochs", "2", "--train-samples", "400",
         "--methods", "dml,one", "--seeds", "3"]  # fmt: skip
@@ -68,7 +68,7 @@ def test_the_shared_student_starts_equal_and_sees_the_same_order(whole: Path) ->
     """With one step and rate 0 nothing moves: what is evaluated is the start."""
     first = [json.loads((whole / "cells" / f"{m}-s0" / "run.json").read_text()) for m in ("plain", "dml", "one")]
     assert len({found["data"]["fingerprint"] for found in first}) == 1
-    from teacherless import run as runs
+    from teacherless.runs import config as runs
 
     nets = []
     for found in first:

@@ -21,7 +21,7 @@ from teacherless import losses
 from teacherless.data import as_loader
 from teacherless.method import Batch
 from teacherless.methods import METHODS
-from teacherless.run import Settings
+from teacherless.runs.config import Settings
 from teacherless.training import checkpoint
 from teacherless.training.engines import threads
 from teacherless.training.loop import Training

@@ -11,9 +11,9 @@ from conftest import tiny
 from test_all_methods import build, data
 
 from teacherless.cli import main
-from teacherless.explain import Explanation, Term, measure
 from teacherless.methods import METHODS
 from teacherless.methods.dml import DML
+from teacherless.runs.explain import Explanation, Term, measure
 
 LOWER = "student (stages.0 stages.1)"
 ALL_OF_ONE = "trunk, branch0, branch1, branch2"

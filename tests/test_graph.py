@@ -25,7 +25,7 @@ import teacherless as tl
 from teacherless.errors import InputError
 from teacherless.method import Batch, Method, Output, Progress
 from teacherless.methods import METHODS
-from teacherless.run import Settings
+from teacherless.runs.config import Settings
 from teacherless.training.engines import graph
 from teacherless.training.engines.graph import EAGER, Graph
 from teacherless.training.step import Engine, make_optimizer, set_rates, train_step

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from teacherless.cli import _duration, main
-from teacherless.plan import plan
-from teacherless.run import Run
+from teacherless.runs.config import Run
+from teacherless.runs.plan import plan
 
 
 def test_a_plan_is_the_runs_own_bill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

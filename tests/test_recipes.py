@@ -10,10 +10,10 @@ import pytest
 import torch
 from formats import write_cifar, write_imagenet, write_market, write_svhn, write_tiny
 
-from teacherless import recipe
 from teacherless.cli import main
 from teacherless.errors import InputError
-from teacherless.run import Run, read
+from teacherless.runs import recipes as recipe
+from teacherless.runs.config import Run, read
 
 NAMES = recipe.names()
 WRITERS: dict[str, Callable[[Path], object]] = {

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from teacherless import run as runs
 from teacherless.data import Loader, Source
 from teacherless.data.augment import counter_hash
 from teacherless.errors import InputError
 from teacherless.findings import KINDS, Groups, Seen, look
 from teacherless.method import Wants
 from teacherless.methods import METHODS
-from teacherless.run import Run
+from teacherless.runs import config as runs
+from teacherless.runs.config import Run
 from teacherless.training.step import pick_device
 
 log = logging.getLogger("teacherless.analyse")

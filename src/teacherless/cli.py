@@ -16,9 +16,9 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import BaseModel, create_model
 
 import teacherless
-from teacherless import shrink
 from teacherless.errors import Diverged, InputError, Stopped, unknown
-from teacherless.run import Run, as_given, default_out, read, read_json
+from teacherless.runs import shrink
+from teacherless.runs.config import Run, as_given, default_out, read, read_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -130,7 +130,7 @@ def plan(
         one of `teacherless list recipes`, or a TOML file of settings; METHOD and flags beat it.
     """
     run = make_run(method, flags, recipe)
-    from teacherless import plan as planning
+    from teacherless.runs import plan as planning
     from teacherless.training.step import tune_allocator
 
     tune_allocator()
@@ -255,8 +255,8 @@ def predict(
     trust_imports
         import the code that a config.json names (a student package.module:function).
     """
-    from teacherless.predict import find, student_of
-    from teacherless.predict import predict as run_predict
+    from teacherless.runs.predict import find, student_of
+    from teacherless.runs.predict import predict as run_predict
 
     found = list(run_predict(student_of(student, trust_imports=trust_imports), find(images), top))
     if format == "json":
@@ -335,7 +335,7 @@ def list_(
     if given and (kind != "methods" or name is None):
         raise InputError(f"--{given[0]}: is of `teacherless list methods NAME` and of --show")
     if given:
-        from teacherless import explain
+        from teacherless.runs import explain
 
         explain.show(explain.explain(make_run(name, flags, None)), _console().print)
         return
@@ -376,7 +376,7 @@ def make_run(method: str | None, flags: BaseModel, recipe: Path | None, stored: 
 
     values = as_given(stored or {})
     if recipe:
-        from teacherless.recipe import load
+        from teacherless.runs.recipes import load
 
         found = load(recipe)
         method = method or found.settings.get("method")
@@ -496,7 +496,7 @@ def _console() -> Console:
 
 def show_recipes(name: str | None) -> None:
     """All recipes in a table, with the published number and ours; or all about one."""
-    from teacherless import recipe
+    from teacherless.runs import recipes as recipe
 
     if name is not None:
         print(recipe.card(recipe.load(name)))

@@ -20,12 +20,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from teacherless import analysis, models, plots, statistics
-from teacherless import run as runs
 from teacherless.errors import Diverged, InputError, unknown
 from teacherless.evaluation.metrics import evaluating
 from teacherless.methods import METHODS
 from teacherless.models.files import load_student
-from teacherless.run import Run
+from teacherless.runs import config as runs
+from teacherless.runs.config import Run
 from teacherless.training.loop import execute
 
 Table = dict[str, Any]

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from teacherless import analysis, losses, plots, statistics
-from teacherless import run as runs
 from teacherless.data import Loader, Source
 from teacherless.data.augment import Augment
 from teacherless.evaluation.metrics import evaluating
@@ -21,7 +20,8 @@ from teacherless.method import Batch
 from teacherless.methods import METHODS
 from teacherless.methods.one import ONE
 from teacherless.models.staged import Insides
-from teacherless.run import Run
+from teacherless.runs import config as runs
+from teacherless.runs.config import Run
 from teacherless.training import checkpoint
 
 NOISE = (0.1, 0.2, 0.3, 0.4, 0.5)  # std, in RMS of each tensor

@@ -16,7 +16,7 @@ from teacherless.data import as_loader
 from teacherless.errors import InputError
 from teacherless.method import Batch, Wants
 from teacherless.methods.snapshot import Snapshot
-from teacherless.run import Settings
+from teacherless.runs.config import Settings
 from teacherless.training.checkpoint import steps
 from teacherless.training.loop import Training, train
 

@@ -32,7 +32,7 @@ def market1501(options: Options) -> Found:
 
     `--data-dir` is the folder with bounding_box_train/, bounding_box_test/, query/ and, for multiple queries, gt_bbox/.
     Images are resized to 128x128, or `--img-size` (DML: 224), and flipped in training. There is no test split:
-    training classifies persons, and the test is to find others: rank-1, -5, -10 and mAP (`teacherless.evaluation.reid`).
+    training classifies persons, and the test is to find others: rank-1, -5, -10 and mAP (`evaluation/reid.py`).
     """
     root = _root(options.data_dir or cache_dir() / "market1501")
     size, channels = options.img_size or SIZE, 1 if options.gray else 3

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 import teacherless
 from teacherless import losses
-from teacherless import run as runs
 from teacherless.data import Loader, Source, as_loader
 from teacherless.errors import InputError, Stopped
 from teacherless.evaluation.metrics import evaluate, evaluating
 from teacherless.method import Batch, Frozen, Method, Progress, Wants
 from teacherless.models.files import save_student
-from teacherless.run import Run, Settings
+from teacherless.runs import config as runs
+from teacherless.runs.config import Run, Settings
 from teacherless.training import checkpoint
 from teacherless.training.ema import Average
 from teacherless.training.record import Line, Recorder
@@ -65,7 +65,7 @@ def train(
         resume: go on with what `out` holds, to the same bits; the data must come in the same order again.
         per_student: optimizer settings of single students, `{"peer1": {"lr": 0.05}}`.
         quiet: print nothing.
-        settings: the fields of `teacherless.run.Settings`: epochs, lr, opt, sched, seed, select, …
+        settings: the fields of `teacherless.runs.config.Settings`: epochs, lr, opt, sched, seed, select, …
 
     Raises: InputError for settings and data that cannot be used; Diverged when the loss is not finite; Stopped after
         Ctrl-C or SIGTERM, once the run is saved (without `out` they act as ever).

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from teacherless import losses
 from teacherless.errors import InputError
 from teacherless.method import Batch, Method, Output, Progress
-from teacherless.run import Settings
+from teacherless.runs.config import Settings
 from teacherless.training.engines import threads
 from teacherless.training.engines.graph import Graph
 from teacherless.training.engines.threads import Threads

@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from teacherless import run as runs
 from teacherless.data import Loader, Source
 from teacherless.errors import InputError
 from teacherless.evaluation.metrics import evaluate
 from teacherless.evaluation.reid import look, reid
 from teacherless.method import MeanProbability, Method, Wants
-from teacherless.run import Run
+from teacherless.runs import config as runs
+from teacherless.runs.config import Run
 from teacherless.training.record import Recorder
 
 Search = Callable[[Mapping[str, nn.Module]], dict[str, dict[str, float]]]
 
 
 def search_of(source: Source, workers: int = 0, device: torch.device | str = "cpu", **stats: Any) -> Search | None:
-    """For a source of persons, what `teacherless.evaluation.reid.reid` says of networks: `{name: {"rank1", …, "map", …}}`."""
+    """For a source of persons, what `evaluation.reid.reid` says of networks: `{name: {"rank1", …, "map", …}}`."""
     parts = source.reid
     if parts is None:
         return None

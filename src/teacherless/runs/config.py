@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_type_hi
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from teacherless import shrink
 from teacherless.errors import InputError, unknown
+from teacherless.runs import shrink
 
 if TYPE_CHECKING:
     from torch import nn

@@ -18,7 +18,7 @@ import torch
 from teacherless.data import Source
 from teacherless.evaluation.metrics import evaluate
 from teacherless.method import Method, Progress
-from teacherless.run import Run, build_method, load_source
+from teacherless.runs.config import Run, build_method, load_source
 from teacherless.training.loop import loaders
 from teacherless.training.step import Engine, make_optimizer, pick_device
 

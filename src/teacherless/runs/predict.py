@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from teacherless import losses, run
+from teacherless import losses
 from teacherless.data import images
 from teacherless.data.augment import normalise
 from teacherless.errors import InputError
 from teacherless.evaluation.metrics import evaluating
 from teacherless.models.files import Student
+from teacherless.runs import config as run
 
 BATCH = 64
 

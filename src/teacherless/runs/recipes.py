@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from teacherless.errors import InputError, unknown
-from teacherless.run import Run
+from teacherless.runs.config import Run
 
 OURS_TO_READ = ("published", "ours", "teacher_recipe")  # keys that are no settings
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from teacherless import losses
 from teacherless.method import Batch, Frozen, Method, Progress
-from teacherless.run import Run, build_method, load_source, settable
+from teacherless.runs.config import Run, build_method, load_source, settable
 from teacherless.training.step import make_optimizer, train_step
 
 FAR = 100  # a term this many times larger or smaller than cross-entropy is worth a warning

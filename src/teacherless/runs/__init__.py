@@ -1,0 +1,1 @@
+"""What a user asks for, merged once into a run, and the run's folder."""

@@ -17,7 +17,7 @@ from statistics import mean, stdev
 
 from bench import machine, table, write
 
-from teacherless.statistics import t_interval
+from teacherless.study.statistics import t_interval
 
 
 def top1(out: Path, seed: int, amp: bool, args: argparse.Namespace) -> float:

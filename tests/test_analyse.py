@@ -14,17 +14,17 @@ import pytest
 import torch
 from torch import nn
 
-from teacherless import analyse as module
-from teacherless import findings, plots
-from teacherless.analyse import analyse, read
 from teacherless.cli import main
 from teacherless.errors import InputError
-from teacherless.findings import gate_weights, look
 from teacherless.method import Batch
 from teacherless.methods.plain import Plain
 from teacherless.models import create
 from teacherless.runs import config as folders
 from teacherless.runs.config import Run
+from teacherless.study import findings, plots
+from teacherless.study import read_runs as module
+from teacherless.study.findings import gate_weights, look
+from teacherless.study.read_runs import analyse, read
 from teacherless.training.loop import execute, train
 
 COMMON: dict[str, Any] = {"epochs": 2, "train_samples": 200, "student": ("small-cnn,width=4",), "lr": 0.2}

@@ -15,9 +15,9 @@ from conftest import CLASSES, batch, tiny
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from teacherless import analysis
 from teacherless.errors import InputError
 from teacherless.evaluation.metrics import calibration_error
+from teacherless.study import tables as analysis
 
 N = 12
 close = slow.exactly

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from teacherless import compare as comparison
 from teacherless.cli import main
 from teacherless.runs.config import Run
+from teacherless.study import compare as comparison
 
 ARGS = ["--data", "digits", "--student", "small-cnn,width=8", "--epochs", "2", "--train-samples", "400",
         "--methods", "dml,one", "--seeds", "3"]  # fmt: skip

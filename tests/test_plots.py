@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from teacherless import analysis, plots, statistics
+from teacherless.study import plots, statistics
+from teacherless.study import tables as analysis
 
 METHODS = ["plain", "label-smoothing", "dml", "one", "ddgsd"]
 DIGITS = [str(i) for i in range(10)]

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from teacherless.errors import InputError
-from teacherless.statistics import (
+from teacherless.study.statistics import (
     ALPHA,
     Difference,
     bootstrap_interval,

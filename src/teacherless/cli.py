@@ -182,7 +182,7 @@ def compare(
     run = make_run("plain", flags, recipe)
     if seeds < 1:
         raise InputError(f"--seeds: found {seeds}; must be at least 1")
-    from teacherless.compare import compare as run_comparison
+    from teacherless.study.compare import compare as run_comparison
 
     folder = out or Path("runs") / f"compare-{Path(run.data).name}"
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -295,7 +295,7 @@ def analyse(
     trust_imports
         import the code that a config.json names (a student package.module:function).
     """
-    from teacherless.analyse import analyse as run_analysis
+    from teacherless.study.read_runs import analyse as run_analysis
 
     files = run_analysis(paths, out, trust_imports=trust_imports)
     print("pictures and tables:", files[0].parent)

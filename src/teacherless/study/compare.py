@@ -19,13 +19,15 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from teacherless import analysis, models, plots, statistics
+from teacherless import models
 from teacherless.errors import Diverged, InputError, unknown
 from teacherless.evaluation.metrics import evaluating
 from teacherless.methods import METHODS
 from teacherless.models.files import load_student
 from teacherless.runs import config as runs
 from teacherless.runs.config import Run
+from teacherless.study import plots, statistics
+from teacherless.study import tables as analysis
 from teacherless.training.loop import execute
 
 Table = dict[str, Any]

@@ -19,14 +19,14 @@ from torch import Tensor
 from teacherless.data import Loader, Source
 from teacherless.data.augment import counter_hash
 from teacherless.errors import InputError
-from teacherless.findings import KINDS, Groups, Seen, look
 from teacherless.method import Wants
 from teacherless.methods import METHODS
 from teacherless.runs import config as runs
 from teacherless.runs.config import Run
+from teacherless.study.findings import KINDS, Groups, Seen, look
 from teacherless.training.step import pick_device
 
-log = logging.getLogger("teacherless.analyse")
+log = logging.getLogger("teacherless.study.read_runs")
 SAMPLES = 2000  # training images, and test images for features; drawn by hash, the same for every run
 
 

@@ -18,10 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from teacherless.statistics import CAVEAT
+from teacherless.study.statistics import CAVEAT
 
 if TYPE_CHECKING:
-    from teacherless.analysis import (
+    from teacherless.study.statistics import Difference, Summary
+    from teacherless.study.tables import (
         Bin,
         ClassGain,
         CohortRow,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
         Targets,
         Variance,
     )
-    from teacherless.statistics import Difference, Summary
 
 Axes = Any  # matplotlib has no types that mypy --strict accepts
 BLACK, GRAY = "#000000", "#999999"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from teacherless import analysis, losses, plots, statistics
+from teacherless import losses
 from teacherless.data import Loader, Source
 from teacherless.data.augment import Augment
 from teacherless.evaluation.metrics import evaluating
@@ -22,6 +22,8 @@ from teacherless.methods.one import ONE
 from teacherless.models.staged import Insides
 from teacherless.runs import config as runs
 from teacherless.runs.config import Run
+from teacherless.study import plots, statistics
+from teacherless.study import tables as analysis
 from teacherless.training import checkpoint
 
 NOISE = (0.1, 0.2, 0.3, 0.4, 0.5)  # std, in RMS of each tensor

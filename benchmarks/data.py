@@ -16,7 +16,7 @@ from bench import interleave, interval, machine, ratio, shown, table, timed, wri
 
 import teacherless as tl
 from teacherless.data import Loader, Resident
-from teacherless.data.augment import Augment
+from teacherless.data.augment.distort import Augment
 from teacherless.method import Batch, Progress
 from teacherless.runs.config import Settings
 from teacherless.training.step import Engine, make_optimizer, set_rates, tune_allocator

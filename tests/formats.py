@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from teacherless.data.cifar import CIFAR10, CIFAR100
+from teacherless.data.sets.cifar import CIFAR10, CIFAR100
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from teacherless import losses, methods
 from teacherless.cli import main
 from teacherless.data import Augment, Loader, Resident, load
-from teacherless.data.augment import GRAMMAR, parse_augment
-from teacherless.data.mixing import Mixer, erased
+from teacherless.data.augment.distort import GRAMMAR, parse_augment
+from teacherless.data.augment.mixing import Mixer, erased
 from teacherless.errors import InputError
 from teacherless.method import Wants
 

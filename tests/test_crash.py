@@ -172,7 +172,7 @@ def test_sigterm_during_a_download(tmp_path: Path) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     target = tmp_path / "set.gz"
     code = (
-        "import sys; from pathlib import Path; from teacherless.data.download import download;"
+        "import sys; from pathlib import Path; from teacherless.data.fetch import download;"
         "download(sys.argv[1], Path(sys.argv[2]), sys.argv[3])"
     )
     command = [sys.executable, "-c", code, f"http://127.0.0.1:{server.server_port}/set.gz", str(target)]

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from teacherless import data
 from teacherless.data import Augment, Loader, Resident, as_loader, load, sources
-from teacherless.data.augment import counter_hash, distort, normalise, padded
-from teacherless.data.idx import read_idx
+from teacherless.data.augment.distort import counter_hash, distort, normalise, padded
+from teacherless.data.sets.idx import read_idx
 from teacherless.data.splits import moments, stratified
 from teacherless.errors import InputError
 from teacherless.method import Batch, Wants

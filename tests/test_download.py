@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from test_data import idx
 
-from teacherless.data import download as module
+from teacherless.data import fetch as module
 from teacherless.data import load, sources
-from teacherless.data.download import cache_dir, download
+from teacherless.data.fetch import cache_dir, download
 from teacherless.data.meter import Meter
 from teacherless.errors import InputError
 

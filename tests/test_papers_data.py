@@ -16,9 +16,11 @@ from formats import write_cifar, write_imagenet, write_market, write_svhn, write
 from PIL import Image
 from scipy.io import savemat
 
-from teacherless.data import Files, Loader, Resident, cifar, download, load, svhn
+from teacherless.data import Files, Loader, Resident, load
+from teacherless.data import fetch as download
 from teacherless.data import images as photos
-from teacherless.data.augment import Augment
+from teacherless.data.augment.distort import Augment
+from teacherless.data.sets import cifar, svhn
 from teacherless.errors import InputError
 from teacherless.method import Wants
 

@@ -1,8 +1,8 @@
 """Data: where samples come from, what is done to them, and how they become batches."""
 
-from teacherless.data.adapt import as_loader as as_loader
-from teacherless.data.augment import Augment as Augment
+from teacherless.data.augment.distort import Augment as Augment
 from teacherless.data.loader import Loader as Loader
+from teacherless.data.own_loader import as_loader as as_loader
 from teacherless.data.show import contact_sheet as contact_sheet
 from teacherless.data.sources import SOURCES as SOURCES
 from teacherless.data.sources import Files as Files

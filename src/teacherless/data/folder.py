@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from teacherless.data import images
-from teacherless.data.augment import Augment
+from teacherless.data.augment.distort import Augment
 from teacherless.data.meter import Meter
 from teacherless.data.splits import Files, Resident, stratified
 from teacherless.errors import InputError

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from teacherless.data.augment import Augment
+from teacherless.data.augment.distort import Augment
 from teacherless.data.splits import Split, stratified
 from teacherless.errors import InputError
 

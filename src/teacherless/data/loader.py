@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from teacherless.data import images
-from teacherless.data.augment import Augment, counter_hash, distort, normalise, padded
-from teacherless.data.mixing import Mixer, erased, uniform
+from teacherless.data.augment.distort import Augment, counter_hash, distort, normalise, padded
+from teacherless.data.augment.mixing import Mixer, erased, uniform
 from teacherless.data.splits import Files, Resident, Split
 from teacherless.errors import InputError
 from teacherless.method import Batch, Wants
@@ -138,7 +138,7 @@ class Loader:
             keys = {"seed": self.seed, "epoch": epoch, "view": view}
             seen = distort(pixels, take, rows, self.augment, **keys)
             if self.augment.policy:
-                from teacherless.data.policies import distorted
+                from teacherless.data.augment.policies import distorted
 
                 seen = distorted(seen, rows, self.augment, **keys)
             yield erased(normalise(seen, self.mean, self.std), rows, self.augment, **keys)

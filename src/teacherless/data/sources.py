@@ -11,20 +11,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from teacherless.data.augment import Augment, parse_augment
-from teacherless.data.cifar import cifar10, cifar100
-from teacherless.data.download import cache_dir, download
+from teacherless.data.augment.distort import Augment, parse_augment
+from teacherless.data.fetch import cache_dir, download
 from teacherless.data.folder import IMG_SIZE, default_augment, read_folder
 from teacherless.data.found import Found, Gallery, Options, as_it_is, few
-from teacherless.data.hub import PREFIXES
-from teacherless.data.idx import read_idx
-from teacherless.data.imagenet import cropped, imagenet, tiny_imagenet
-from teacherless.data.market1501 import market1501
+from teacherless.data.sets.cifar import cifar10, cifar100
+from teacherless.data.sets.hub import PREFIXES
+from teacherless.data.sets.idx import read_idx
+from teacherless.data.sets.imagenet import cropped, imagenet, tiny_imagenet
+from teacherless.data.sets.market1501 import market1501
+from teacherless.data.sets.svhn import svhn, svhn_extra
 from teacherless.data.splits import Files as Files
 from teacherless.data.splits import Resident as Resident
 from teacherless.data.splits import Split as Split
 from teacherless.data.splits import moments, stratified
-from teacherless.data.svhn import svhn, svhn_extra
 from teacherless.errors import InputError, unknown
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from teacherless.data import images
-from teacherless.data.augment import counter_hash
+from teacherless.data.augment.distort import counter_hash
 
 SPLIT_SEED = 0  # splits are the data's, not the run's: every seed and every method sees the same
 

@@ -179,7 +179,7 @@ def build_method(run: Run, source: Source) -> tuple[Method, dict[str, dict[str, 
     import torch
 
     from teacherless import models
-    from teacherless.data.augment import counter_hash
+    from teacherless.data.augment.distort import counter_hash
     from teacherless.methods import METHODS
 
     kind = METHODS[run.method]

@@ -10,7 +10,7 @@ import torch
 
 from teacherless import losses
 from teacherless.data import images
-from teacherless.data.augment import normalise
+from teacherless.data.augment.distort import normalise
 from teacherless.errors import InputError
 from teacherless.evaluation.metrics import evaluating
 from teacherless.models.files import Student

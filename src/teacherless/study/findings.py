@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from teacherless import losses
 from teacherless.data import Loader, Source
-from teacherless.data.augment import Augment
+from teacherless.data.augment.distort import Augment
 from teacherless.evaluation.metrics import evaluating
 from teacherless.method import Batch
 from teacherless.methods import METHODS

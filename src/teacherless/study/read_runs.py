@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from teacherless.data import Loader, Source
-from teacherless.data.augment import counter_hash
+from teacherless.data.augment.distort import counter_hash
 from teacherless.errors import InputError
 from teacherless.method import Wants
 from teacherless.methods import METHODS

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from teacherless.data.augment import Augment, counter_hash
+from teacherless.data.augment.distort import Augment, counter_hash
 
 ERASE_DRAW, CUTOUT_DRAW, MIX_DRAW = 40, 50, 60  # the first draw of each
 STEPS = 4096  # values that a share of Beta(α, α) can take

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from teacherless.data.augment import Augment
-from teacherless.data.download import cache_dir, download
+from teacherless.data.augment.distort import Augment
+from teacherless.data.fetch import cache_dir, download
 from teacherless.data.found import Found, Options, as_it_is, same_classes
 from teacherless.data.splits import Resident
 from teacherless.errors import InputError

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from teacherless.data.augment import Augment
-from teacherless.data.download import cache_dir
+from teacherless.data.augment.distort import Augment
+from teacherless.data.fetch import cache_dir
 from teacherless.data.found import Found, Options, as_it_is, same_classes
 from teacherless.data.meter import Meter
 from teacherless.data.splits import Resident

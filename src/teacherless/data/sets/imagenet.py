@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from teacherless.data.augment import Augment
-from teacherless.data.download import cache_dir
+from teacherless.data.augment.distort import Augment
+from teacherless.data.fetch import cache_dir
 from teacherless.data.folder import read_folder
 from teacherless.data.found import Found, Options, absent, as_it_is, same_classes
 from teacherless.data.splits import Files, Split

@@ -26,7 +26,7 @@ class Augment(NamedTuple):
     mode: str = "zero"  # of the padding: black; or "reflect"
     flip: bool = False  # horizontally, every other time
     crop: bool = False  # files only: a random part of the photo, resized ("rrc")
-    policy: str = ""  # "randaug" or "trivialaug", see `teacherless.data.policies`
+    policy: str = ""  # "randaug" or "trivialaug", see `teacherless.data.augment.policies`
     layers: int = 2  # of randaug: operations one after the other
     magnitude: int = 9  # of randaug, 0 to 30
     erase: float = 0.0  # probability that a rectangle is erased

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from teacherless.data.augment import Augment, counter_hash
+from teacherless.data.augment.distort import Augment, counter_hash
 from teacherless.errors import InputError
 
 LEVELS = 30  # of magnitude

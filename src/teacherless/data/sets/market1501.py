@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teacherless.data.augment import Augment
-from teacherless.data.download import cache_dir
+from teacherless.data.augment.distort import Augment
+from teacherless.data.fetch import cache_dir
 from teacherless.data.folder import decoded
 from teacherless.data.found import Found, Gallery, Options, Persons
 from teacherless.data.splits import Files

@@ -1,0 +1,1 @@
+"""What is done to an image, and how images are mixed."""

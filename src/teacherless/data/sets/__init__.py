@@ -1,0 +1,1 @@
+"""One file per data set: what its files hold and where they come from."""

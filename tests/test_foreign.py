@@ -29,8 +29,8 @@ from teacherless.methods.ddgsd import DDGSD
 from teacherless.methods.fitnets import FitNets
 from teacherless.methods.frskd import FRSKD
 from teacherless.methods.one import ONE
-from teacherless.models.adapted import Foreign
 from teacherless.models.files import load_student, load_weights, save_student
+from teacherless.models.foreign.wrapper import Foreign
 
 CLASSES = 3
 ABOUT = {"classes": ["a", "b", "c"]}

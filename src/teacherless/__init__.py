@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from teacherless.methods.snapshot import Snapshot as Snapshot
     from teacherless.methods.tf_kd import TFKD as TFKD
     from teacherless.models import create as create
-    from teacherless.models.adapted import adapt as adapt
     from teacherless.models.files import load_student as load_student
     from teacherless.models.files import save_student as save_student
+    from teacherless.models.foreign.wrapper import adapt as adapt
     from teacherless.training.loop import train as train
 
 __version__ = "0.1.0"
@@ -60,7 +60,7 @@ _HOME = {
         "TFKD",
     ],
     "models": ["create"],
-    "models.adapted": ["adapt"],
+    "models.foreign.wrapper": ["adapt"],
     "models.files": ["load_student", "save_student"],
     "training.loop": ["train"],
 }

@@ -348,7 +348,7 @@ def list_(
         cards = {key: sys.modules[value.__module__].__doc__ or "" for key, value in METHODS.items()}
     elif kind == "models":
         from teacherless.models import MODELS, describe
-        from teacherless.models.foreign import is_foreign
+        from teacherless.models.foreign.by_name import is_foreign
 
         if name and is_foreign(name):
             print(f"{name}: {describe(name)}")

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from teacherless.errors import InputError, unknown
-from teacherless.models import foreign
-from teacherless.models.adapted import Foreign
 from teacherless.models.classic import alexnet, vgg16_bn
 from teacherless.models.densenet import densenet
+from teacherless.models.foreign import by_name as foreign
+from teacherless.models.foreign.wrapper import Foreign
 from teacherless.models.googlenet import googlenet
 from teacherless.models.mobilenet import mobilenet
 from teacherless.models.preact import preact_resnet18, wrn

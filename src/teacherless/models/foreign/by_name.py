@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from teacherless.errors import InputError
-from teacherless.models.adapted import Foreign, first_line
+from teacherless.models.foreign.wrapper import Foreign, first_line
 
 
 def is_foreign(architecture: str) -> bool:

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from teacherless.errors import InputError
-from teacherless.models.staged import Insides, Look, at_rest, fresh
-from teacherless.models.trace import (
+from teacherless.models.foreign.stages import (
     Call,
     channels,
     channels_last,
@@ -34,6 +33,7 @@ from teacherless.models.trace import (
     join,
     watching,
 )
+from teacherless.models.staged import Insides, Look, at_rest, fresh
 
 # Sides of the images a network is looked into with, tried in this order.
 SIDES = (64, 32, 28, 16, 8, 96, 128, 224, 256, 299, 384)

@@ -1,0 +1,1 @@
+"""Anyone's network: by name, wrapped, its stages found."""

@@ -22,7 +22,7 @@ slow: $(BIN)/.ready  ## every recipe run small, and runs that are killed and res
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 crash: $(BIN)/.ready  ## 50 runs killed at random moments, resumed, compared bit for bit: a few minutes
-	TEACHERLESS_CRASHES=50 $(BIN)/python -m pytest -s tests/test_crash.py
+	TEACHERLESS_CRASHES=50 $(BIN)/python -m pytest -s tests/training/test_crash.py
 
 mutate: $(BIN)/.ready  ## the losses and methods broken in a hundred ways, each to be noticed: some minutes
 	$(BIN)/python tests/mutate.py

@@ -29,8 +29,8 @@ class Recipe(NamedTuple):
 
 def folder() -> Path:
     """Where our recipes are: in the package, or beside `src/` in a checkout."""
-    inside = Path(__file__).parent / "recipes"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
+    inside = Path(__file__).parents[1] / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parents[3] / "recipes"
 
 
 def names() -> list[str]:

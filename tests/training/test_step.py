@@ -163,8 +163,8 @@ def test_amp_is_written_down_and_trains(tmp_path: Path) -> None:
 
 HASH = """
 import hashlib, sys
-sys.path.insert(0, sys.argv[1])
-from test_engine import twenty_steps
+sys.path[:0] = sys.argv[1:]
+from test_step import twenty_steps
 print(hashlib.sha256(b"".join(v.numpy().tobytes() for v in twenty_steps("threads", 3, True))).hexdigest())
 """
 
@@ -200,7 +200,7 @@ def test_threads_are_the_loop_bit_for_bit(
 
 
 def test_threads_repeat_across_processes() -> None:
-    command = [sys.executable, "-c", HASH, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", HASH, str(Path(__file__).parent), str(Path(__file__).parents[1])]
     first, second = (subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(2))
     assert len(first) == 65 and first == second
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_data import idx
+from test_sources import idx
 
 from teacherless.data import fetch as module
 from teacherless.data import load, sources

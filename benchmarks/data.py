@@ -18,7 +18,7 @@ import teacherless as tl
 from teacherless.data import Loader, Resident
 from teacherless.data.augment.distort import Augment
 from teacherless.method import Batch, Progress
-from teacherless.runs.config import Settings
+from teacherless.training.settings import Settings
 from teacherless.training.step import Engine, make_optimizer, set_rates, tune_allocator
 
 STEPS = 20

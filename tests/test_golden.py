@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from teacherless.method import Batch, Method, Progress
 from teacherless.methods import METHODS
-from teacherless.runs.config import Settings
+from teacherless.training.settings import Settings
 from teacherless.training.step import make_optimizer, train_step
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -18,7 +18,9 @@ from pydantic import BaseModel, create_model
 import teacherless
 from teacherless.errors import Diverged, InputError, Stopped, unknown
 from teacherless.runs import shrink
-from teacherless.runs.config import Run, as_given, default_out, read, read_json
+from teacherless.runs.config import Run, as_given, default_out
+from teacherless.training.folder import read_json
+from teacherless.training.settings import read
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,7 +101,7 @@ def train(
         raise InputError("--resume: needs --out, the run folder to go on with")
     stored = (read_json(out / "run.json") if resume and out else None) or {}
     run = make_run(method, flags, recipe, stored.get("settings"))
-    from teacherless.training.loop import execute
+    from teacherless.runs.execute import execute
     from teacherless.training.step import tune_allocator
 
     tune_allocator()
@@ -220,7 +222,7 @@ def evaluate(
     trust_imports
         import the code that a config.json names (a student package.module:function).
     """
-    from teacherless.training.summary import evaluate_folder
+    from teacherless.runs.results import evaluate_folder
 
     rows = evaluate_folder(path, data=data, data_dir=data_dir, split=split, trust_imports=trust_imports)
     shown = [key for key in _METRICS if key in next(iter(rows.values()))]

@@ -16,9 +16,9 @@ from teacherless.data import as_loader
 from teacherless.errors import InputError
 from teacherless.method import Batch, Wants
 from teacherless.methods.snapshot import Snapshot
-from teacherless.runs.config import Settings
 from teacherless.training.checkpoint import steps
 from teacherless.training.loop import Training, train
+from teacherless.training.settings import Settings
 
 F64 = torch.float64
 EPOCHS, CYCLES, LR = 6, 3, 0.1

@@ -13,7 +13,8 @@ from formats import write_cifar, write_imagenet, write_market, write_svhn, write
 from teacherless.cli import main
 from teacherless.errors import InputError
 from teacherless.runs import recipes as recipe
-from teacherless.runs.config import Run, read
+from teacherless.runs.config import Run
+from teacherless.training.settings import read
 
 NAMES = recipe.names()
 WRITERS: dict[str, Callable[[Path], object]] = {

@@ -68,12 +68,12 @@ def test_the_shared_student_starts_equal_and_sees_the_same_order(whole: Path) ->
     """With one step and rate 0 nothing moves: what is evaluated is the start."""
     first = [json.loads((whole / "cells" / f"{m}-s0" / "run.json").read_text()) for m in ("plain", "dml", "one")]
     assert len({found["data"]["fingerprint"] for found in first}) == 1
-    from teacherless.runs import config as runs
+    from teacherless.runs.build import build_method, load_source
 
     nets = []
     for found in first:
         run = Run(**found["settings"])
-        method, _ = runs.build_method(run, runs.load_source(run))
+        method, _ = build_method(run, load_source(run))
         nets.append(next(iter(method.students().values())).state_dict())
     for other in nets[1:]:
         for key, value in other.items():

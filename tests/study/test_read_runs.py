@@ -19,13 +19,14 @@ from teacherless.errors import InputError
 from teacherless.method import Batch
 from teacherless.methods.plain import Plain
 from teacherless.models import create
-from teacherless.runs import config as folders
 from teacherless.runs.config import Run
+from teacherless.runs.execute import execute
 from teacherless.study import findings, plots
 from teacherless.study import read_runs as module
 from teacherless.study.findings import gate_weights, look
 from teacherless.study.read_runs import analyse, read
-from teacherless.training.loop import execute, train
+from teacherless.training.loop import train
+from teacherless.training.settings import read as read_settings
 
 COMMON: dict[str, Any] = {"epochs": 2, "train_samples": 200, "student": ("small-cnn,width=4",), "lr": 0.2}
 ALWAYS = {"training-curves", "entropy-per-epoch", "posteriors", "reliability", "weight-noise", "random-direction",
@@ -181,7 +182,7 @@ def test_what_cannot_be_analysed(runs: Path, tmp_path: Path, caplog: pytest.LogC
 
 def test_labels_say_what_sets_runs_apart() -> None:
     def run(**settings: Any) -> Run:
-        return folders.read(Run, settings)
+        return read_settings(Run, settings)
 
     found = [run(method="dml", seed=0), run(method="dml", seed=1), run(method="plain")]
     assert module._labels([None] * 3, found) == ["dml", "dml", "plain"]

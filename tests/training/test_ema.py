@@ -18,9 +18,9 @@ from teacherless.data import as_loader
 from teacherless.errors import Stopped
 from teacherless.evaluation.metrics import evaluate
 from teacherless.methods.one import ONE
-from teacherless.runs.config import Settings
 from teacherless.training.ema import Average
 from teacherless.training.loop import Result, Training
+from teacherless.training.settings import Settings
 
 DECAY = 0.7  # reached from step 21 on; until then (1 + n) / (10 + n)
 DATA = [batch(seed) for seed in range(4)]

@@ -14,8 +14,8 @@ from torch import nn
 
 import teacherless as tl
 from teacherless.method import Output
-from teacherless.runs.config import Settings
 from teacherless.training.record import Recorder
+from teacherless.training.settings import Settings
 from teacherless.training.step import make_optimizer, rate, set_rates, train_step
 
 

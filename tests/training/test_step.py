@@ -21,10 +21,10 @@ from teacherless import losses
 from teacherless.data import as_loader
 from teacherless.method import Batch
 from teacherless.methods import METHODS
-from teacherless.runs.config import Settings
 from teacherless.training import checkpoint
 from teacherless.training.engines import threads
 from teacherless.training.loop import Training
+from teacherless.training.settings import Settings
 from teacherless.training.step import (
     Engine,
     channels_last,

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from teacherless import losses
 from teacherless.method import Batch, Frozen, Method, Progress
-from teacherless.runs.config import Run, build_method, load_source, settable
+from teacherless.runs.build import build_method, load_source, settable
+from teacherless.runs.config import Run
 from teacherless.training.step import make_optimizer, train_step
 
 FAR = 100  # a term this many times larger or smaller than cross-entropy is worth a warning
@@ -71,7 +72,7 @@ def explain(run: Run) -> Explanation:
 
     Before the first step all networks say nearly the same, and what compares them is small in any method.
     """
-    from teacherless.training.loop import loaders
+    from teacherless.runs.execute import loaders
 
     source = load_source(run)
     method, per_student = build_method(run, source)

@@ -18,8 +18,9 @@ import torch
 from teacherless.data import Source
 from teacherless.evaluation.metrics import evaluate
 from teacherless.method import Method, Progress
-from teacherless.runs.config import Run, build_method, load_source
-from teacherless.training.loop import loaders
+from teacherless.runs.build import build_method, load_source
+from teacherless.runs.config import Run
+from teacherless.runs.execute import loaders
 from teacherless.training.step import Engine, make_optimizer, pick_device
 
 WARM, TIMED = 2, 5  # steps

@@ -14,7 +14,8 @@ from teacherless.data.augment.distort import normalise
 from teacherless.errors import InputError
 from teacherless.evaluation.metrics import evaluating
 from teacherless.models.files import Student
-from teacherless.runs import config as run
+from teacherless.runs.stored import read_run
+from teacherless.training.folder import read_json
 
 BATCH = 64
 
@@ -29,8 +30,8 @@ class Prediction(NamedTuple):
 
 def student_of(path: Path, *, trust_imports: bool = False) -> Student:
     """A student's folder; of a run folder, the student it says to ship. Raises: InputError."""
-    _, students = run.read_folder(path, trust_imports=trust_imports)
-    summary = run.read_json(path / "summary.json")
+    _, students = read_run(path, trust_imports=trust_imports)
+    summary = read_json(path / "summary.json")
     return students[summary["chosen"]] if summary else next(iter(students.values()))
 
 

@@ -24,11 +24,12 @@ from teacherless.errors import Diverged, InputError, unknown
 from teacherless.evaluation.metrics import evaluating
 from teacherless.methods import METHODS
 from teacherless.models.files import load_student
-from teacherless.runs import config as runs
-from teacherless.runs.config import Run
+from teacherless.runs.build import method_options
+from teacherless.runs.config import Run, parse_student, specs
+from teacherless.runs.execute import execute
 from teacherless.study import plots, statistics
 from teacherless.study import tables as analysis
-from teacherless.training.loop import execute
+from teacherless.training.folder import read_json, read_lines, write_json
 
 Table = dict[str, Any]
 
@@ -76,7 +77,7 @@ def compare(
         cells += more
     table = tabulate(cells, results, out)
     table["settings"] = {**template.model_dump(mode="json"), "seeds": seeds, "methods": rows}
-    runs.write_json(out / "compare.json", table)
+    write_json(out / "compare.json", table)
     write_csv(table, out / "compare.csv")
     table["pictures"] = [str(path) for path in draw(table, cells, out)]
     return table
@@ -100,26 +101,26 @@ def _options(template: Run, rows: Sequence[str]) -> dict[str, dict[str, Any]]:
 def _settings(template: Run, method: str, seed: int, options: dict[str, Any]) -> Run:
     """A cell's run. One method trains one student, the first; a cohort trains all, or two (or --peers) of the one."""
     kind = METHODS[method]
-    specs = runs.specs(template.model_copy(update={"peers": None}))
+    students = specs(template.model_copy(update={"peers": None}))
     change: dict[str, Any] = {"method": method, "seed": seed, "set": options, "peers": None}
     if not kind.cohort:
         head, *rest = template.student[0].split(",")
         change["student"] = (",".join([head.partition("*")[0], *rest]),)
-    elif len(specs) == 1:
+    elif len(students) == 1:
         change["peers"] = template.peers or 2
     reads = kind.teacher_use == "required" or (kind.teacher_use == "optional" and options.get("mode") == "self")
     change["teacher"] = template.teacher if reads else None
     run = template.model_copy(update=change)
     if kind.teacher_use == "required" and run.teacher is None:
         raise InputError(f"--teacher: {method} reads a teacher; give a run folder or a student's folder")
-    runs.method_options(kind, method, options)  # a wrong option is found before anything is trained
+    method_options(kind, method, options)  # a wrong option is found before anything is trained
     return run
 
 
 def _check(cells: Sequence[Cell], out: Path) -> None:
     """Raises: InputError if a cell in the folder was run with other settings."""
     for cell in cells:
-        found = runs.read_json(cell.folder(out) / "run.json")
+        found = read_json(cell.folder(out) / "run.json")
         now = cell.run.model_dump(mode="json")
         other = {key: value for key, value in (found or {}).get("settings", now).items() if now.get(key) != value}
         if other:
@@ -133,14 +134,14 @@ def _run(cells: Sequence[Cell], out: Path, quiet: bool) -> dict[tuple[str, int],
     results = {}
     for number, cell in enumerate(cells, 1):
         folder, key = cell.folder(out), (cell.row, cell.run.seed)
-        done = runs.read_json(folder / "summary.json") or runs.read_json(folder / "failed.json")
+        done = read_json(folder / "summary.json") or read_json(folder / "failed.json")
         if done is None:
             with _status(f"[{number}/{len(cells)}] {cell.row}, seed {cell.run.seed}", quiet):
                 try:
                     done = execute(cell.run, folder, resume=(folder / ".lock").exists(), quiet=True).summary
                 except Diverged as error:
                     done = {"failed": str(error)}
-                    runs.write_json(folder / "failed.json", done)
+                    write_json(folder / "failed.json", done)
             if not quiet:
                 print(f"[{number}/{len(cells)}] {cell.row}, seed {cell.run.seed}: {_told(done)}", flush=True)
         results[key] = done if "failed" in done else {**done, "typical_seconds": _seconds(folder)}
@@ -149,7 +150,7 @@ def _run(cells: Sequence[Cell], out: Path, quiet: bool) -> dict[tuple[str, int],
 
 def _seconds(folder: Path) -> float:
     """What training costs in seconds, the first epoch's warm-up left out: the median epoch, times their number."""
-    lines = runs.read_lines(folder / "metrics.jsonl")
+    lines = read_lines(folder / "metrics.jsonl")
     seconds = [float(line["seconds"]) for line in lines]
     return stdlib.median(seconds) * len(seconds)
 
@@ -192,10 +193,10 @@ def _equal_compute(template: Run, costs: dict[str, float], seeds: range, out: Pa
     The costs, to a quarter, are measured once and kept in `equal-compute.json`: a continued comparison adds the same
     cells.
     """
-    kept = runs.read_json(out / "equal-compute.json")
+    kept = read_json(out / "equal-compute.json")
     if kept is None:
         kept = {row: round(4 * cost) / 4 for row, cost in costs.items() if row != "plain" and cost >= 1.125}
-        runs.write_json(out / "equal-compute.json", kept)
+        write_json(out / "equal-compute.json", kept)
     cells = []
     for cost in sorted(set(kept.values())):
         for seed in seeds:
@@ -210,7 +211,7 @@ def _equal_compute(template: Run, costs: dict[str, float], seeds: range, out: Pa
 
 def _wider(spec: str, cost: float) -> str | None:
     """The student with the width whose forward costs nearest to `cost` times its own; None if it has no width."""
-    parsed = runs.parse_student(spec)
+    parsed = parse_student(spec)
     if "width" not in models.options(parsed.name):
         return None
     default = models.options(parsed.name)["width"].default
@@ -356,7 +357,7 @@ def draw(table: Table, cells: Sequence[Cell], out: Path) -> list[Path]:
     for cell in cells:
         lines = cell.folder(out) / "metrics.jsonl"
         if lines.exists() and cell.row in METHODS and not (cell.folder(out) / "failed.json").exists():
-            curves.setdefault(cell.row, []).append(analysis.curves(runs.read_lines(lines)))
+            curves.setdefault(cell.row, []).append(analysis.curves(read_lines(lines)))
     if curves:
         pictures += plots.training_curves(curves, out / "training-curves")
     return pictures

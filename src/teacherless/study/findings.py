@@ -20,11 +20,12 @@ from teacherless.method import Batch
 from teacherless.methods import METHODS
 from teacherless.methods.one import ONE
 from teacherless.models.staged import Insides
-from teacherless.runs import config as runs
+from teacherless.runs.build import build_method
 from teacherless.runs.config import Run
 from teacherless.study import plots, statistics
 from teacherless.study import tables as analysis
 from teacherless.training import checkpoint
+from teacherless.training.folder import read_lines
 
 NOISE = (0.1, 0.2, 0.3, 0.4, 0.5)  # std, in RMS of each tensor
 DISTANCE = (0.2, 0.4, 0.6, 0.8, 1.0)  # in filter norms
@@ -99,7 +100,7 @@ def look(net: nn.Module, batches: Iterable[Batch], view: int = 0) -> Sight:
 def learning(groups: Groups, source: Source) -> Iterator[Finding]:
     """How training went, method against plain."""
     curves = {
-        label: [analysis.curves(runs.read_lines(s.folder / "metrics.jsonl")) for s in group]
+        label: [analysis.curves(read_lines(s.folder / "metrics.jsonl")) for s in group]
         for label, group in groups.items()
     }
     for name, key, what, draw in (
@@ -276,7 +277,7 @@ def gate(groups: Groups, source: Source) -> Iterator[Finding]:
 def gate_weights(seen: Seen, source: Source) -> Tensor | None:
     """The gate's softmax on test, `[N, m]`. The gate is not shipped: it is read from the run's last checkpoint."""
     found = checkpoint.read(seen.folder / "checkpoints")
-    method, _ = runs.build_method(seen.run, source)
+    method, _ = build_method(seen.run, source)
     if found is None or not isinstance(method, ONE) or method.gate is None:
         return None
     method.load_state_dict(checkpoint.unpack(found[0], "method").tensors)

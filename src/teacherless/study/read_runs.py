@@ -21,9 +21,11 @@ from teacherless.data.augment.distort import counter_hash
 from teacherless.errors import InputError
 from teacherless.method import Wants
 from teacherless.methods import METHODS
-from teacherless.runs import config as runs
+from teacherless.runs.build import load_source
 from teacherless.runs.config import Run
+from teacherless.runs.stored import read_run
 from teacherless.study.findings import KINDS, Groups, Seen, look
+from teacherless.training.folder import read_json, write_json
 from teacherless.training.step import pick_device
 
 log = logging.getLogger("teacherless.study.read_runs")
@@ -53,7 +55,7 @@ def analyse(
     files = []
     for kind in KINDS:
         for found in kind(groups, source):
-            runs.write_json(out / f"{found.name}.json", found.table)
+            write_json(out / f"{found.name}.json", found.table)
             files += [out / f"{found.name}.json", *found.draw(out / found.name)]
             if not quiet:
                 print(f"{found.name}: {found.says}", flush=True)
@@ -70,7 +72,7 @@ def read(paths: Sequence[Path], trust_imports: bool = False) -> tuple[Groups, So
         raise InputError(f"{paths[0] if paths else 'analyse'}: holds no finished run")
     loaded = [_load(folder, trust_imports) for _, folder in named]
     labels = _labels([name for name, _ in named], [run for run, _, _ in loaded])
-    source = runs.load_source(loaded[0][0])
+    source = load_source(loaded[0][0])
     for (_, folder), (_, _, fingerprint) in zip(named, loaded, strict=True):
         if fingerprint != source.fingerprint:
             raise InputError(f"{folder}: was trained on other data than what {named[0][1]} names ({source.name})")
@@ -103,10 +105,10 @@ def _find(path: Path) -> list[tuple[str | None, Path]]:
 
 def _load(folder: Path, trust_imports: bool) -> tuple[Run, dict[str, Any], str]:
     """A run, its students, and the fingerprint of the data it was trained on."""
-    run, students = runs.read_folder(folder, trust_imports=trust_imports)
+    run, students = read_run(folder, trust_imports=trust_imports)
     if run is None:
         raise InputError(f"{folder}: was trained from Python; what data it saw is not known")
-    about = runs.read_json(folder / "run.json")
+    about = read_json(folder / "run.json")
     assert about is not None
     return run, students, about["data"]["fingerprint"]
 
@@ -145,7 +147,7 @@ def _see(label: str, run: Run, folder: Path, students: Mapping[str, Any], source
     on_train, on_test = ({name: sight.logits for name, sight in each.items()} for each in sights[:2])
     features = {name: sight.features for name, sight in sights[2].items() if sight.features is not None}
     labels = [next(iter(each.values())).labels for each in sights]
-    summary = runs.read_json(folder / "summary.json")
+    summary = read_json(folder / "summary.json")
     assert summary is not None
     return Seen(
         label, run, folder, nets, summary["chosen"], train, views, whole, on_train, on_test, features, *labels

@@ -1,4 +1,4 @@
-"""train(): the loop, on one screen; and execute(): a whole run of the command line.
+"""train(): the loop, on one screen.
 
 No callbacks, no events, no subclasses: who wants another loop copies this one.
 """
@@ -19,18 +19,17 @@ from torch import Tensor, nn
 
 import teacherless
 from teacherless import losses
-from teacherless.data import Loader, Source, as_loader
+from teacherless.data import as_loader
 from teacherless.errors import InputError, Stopped
 from teacherless.evaluation.metrics import evaluate, evaluating
 from teacherless.method import Batch, Frozen, Method, Progress, Wants
 from teacherless.models.files import save_student
-from teacherless.runs import config as runs
-from teacherless.runs.config import Run, Settings
-from teacherless.training import checkpoint
+from teacherless.training import checkpoint, folder
 from teacherless.training.ema import Average
 from teacherless.training.record import Line, Recorder
+from teacherless.training.settings import Settings, read
 from teacherless.training.step import Engine, make_optimizer, pick_device, rate, set_rates
-from teacherless.training.summary import Search, search_of, summarise
+from teacherless.training.summary import Search, summarise
 
 
 class Result(NamedTuple):
@@ -65,12 +64,12 @@ def train(
         resume: go on with what `out` holds, to the same bits; the data must come in the same order again.
         per_student: optimizer settings of single students, `{"peer1": {"lr": 0.05}}`.
         quiet: print nothing.
-        settings: the fields of `teacherless.runs.config.Settings`: epochs, lr, opt, sched, seed, select, …
+        settings: the fields of `teacherless.training.settings.Settings`: epochs, lr, opt, sched, seed, select, …
 
     Raises: InputError for settings and data that cannot be used; Diverged when the loss is not finite; Stopped after
         Ctrl-C or SIGTERM, once the run is saved (without `out` they act as ever).
     """
-    chosen = runs.read(Settings, settings)
+    chosen = read(Settings, settings)
     device = pick_device(chosen.device)
     pairs = ((train_data, method.wants), (val_data, Wants()), (test_data, Wants()))
     data = [None if found is None else as_loader(found, wants, device) for found, wants in pairs]
@@ -78,32 +77,6 @@ def train(
         method.smoothing = chosen.smoothing
     training = Training(method, data[0], data[1], chosen, per_student or {}, Path(out) if out else None, quiet=quiet)
     return training.to_the_end(data[2], {}, {}, resume=resume)
-
-
-def execute(run: Run, out: Path, *, resume: bool = False, anyway: bool = False, quiet: bool = False) -> Result:
-    """One run of the command line: build, train, write the folder `out`. Raises: as `train`."""
-    source = runs.load_source(run)
-    method, per_student = runs.build_method(run, source)
-    data = loaders(run, source, method.wants, pick_device(run.device))
-    training = Training(method, data[0], data[1], run, per_student, out, quiet=quiet)
-    search = search_of(source, run.workers, training.device)
-    return training.to_the_end(data[2], describe(source), about(source), search, resume=resume, anyway=anyway)
-
-
-def loaders(run: Run, source: Source, wants: Wants, device: torch.device) -> list[Any]:
-    """Train, validation and test loaders of a source; None where it has no such split."""
-    make: dict[str, Any] = {"mean": source.mean, "std": source.std, "device": device, "workers": run.workers}
-    training = Loader(
-        source.train,
-        batch_size=run.batch_size,
-        seed=run.seed,
-        wants=wants,
-        augment=source.augment,
-        classes=len(source.classes),
-        **make,
-    )
-    rest = (split and Loader(split, batch_size=512, augment=None, **make) for split in (source.val, source.test))
-    return [training, *rest]
 
 
 class Training:
@@ -166,8 +139,8 @@ class Training:
         if self.out is None:
             self.loop()
             return self.finish(test, data_about, student_about, search)
-        runs.open_folder(self.out, resume)
-        stored = runs.read_json(self.out / "run.json") if resume else None
+        folder.open_folder(self.out, resume)
+        stored = folder.read_json(self.out / "run.json") if resume else None
         if stored and self.settings.engine == "auto":
             self.engine.choose(stored["engine"])
         now = {**_environment(self.device), **self.engine.about(), "data": data_about, "teacher": self._teacher_hash(),
@@ -175,7 +148,7 @@ class Training:
         with checkpoint.locked(self.out):
             if resume and (done := self._resume(now, anyway)):
                 return done
-            runs.write_json(self.out / "run.json", now)
+            folder.write_json(self.out / "run.json", now)
             self.recorder.rewrite()
             with checkpoint.Signals() as signals:
                 self.loop(signals)
@@ -307,17 +280,17 @@ class Training:
     def _resume(self, now: dict[str, Any], anyway: bool) -> Result | None:
         """Take up what the folder holds. Returns a result if there is nothing left to do."""
         assert self.out is not None
-        before = runs.read_json(self.out / "run.json")
+        before = folder.read_json(self.out / "run.json")
         if before:
-            runs.compare(before, now, anyway)
+            folder.compare(before, now, anyway)
             longer = any(before["settings"].get(key) != now["settings"][key] for key in ("epochs", "steps"))
             if longer and len(phases := self.method.phases) > 1:
                 raise InputError(f"--resume: found other epochs; a run with phases ({', '.join(phases)}) keeps its own")
-        summary = runs.read_json(self.out / "summary.json")
+        summary = folder.read_json(self.out / "summary.json")
         found = checkpoint.read(self.out / "checkpoints")
         if summary and summary["epochs"] >= self.epochs * len(self.method.phases):
             self._say(f"{self.out} is finished; nothing to resume")
-            return Result(summary, runs.read_lines(self.out / "metrics.jsonl"), self.method, self.out)
+            return Result(summary, folder.read_lines(self.out / "metrics.jsonl"), self.method, self.out)
         if found is None:
             self._say(f"{self.out} has no checkpoint yet: starting from the beginning")
             return None
@@ -353,21 +326,8 @@ class Training:
         if self.out:
             for name, net in self.students.items():
                 save_student(self.out / "students" / name, net, student_about)
-            runs.write_json(self.out / "summary.json", summary)
+            folder.write_json(self.out / "summary.json", summary)
         return Result(summary, self.recorder.history, self.method, self.out)
-
-
-def describe(source: Source) -> dict[str, Any]:
-    """What run.json says of the data."""
-    sizes = {name: len(split.labels) if split else 0 for name, split in
-             (("train", source.train), ("val", source.val), ("test", source.test))}  # fmt: skip
-    return {"name": source.name, "fingerprint": source.fingerprint, "classes": len(source.classes), **sizes}
-
-
-def about(source: Source) -> dict[str, Any]:
-    """What a student's config.json says of its inputs."""
-    return {"classes": source.classes, "input_size": list(source.size), "channels": source.channels,
-            "mean": list(source.mean), "std": list(source.std)}  # fmt: skip
 
 
 @torch.no_grad()

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from teacherless import losses
 from teacherless.errors import InputError
 from teacherless.method import Batch, Method, Output, Progress
-from teacherless.runs.config import Settings
 from teacherless.training.engines import threads
 from teacherless.training.engines.graph import Graph
 from teacherless.training.engines.threads import Threads
+from teacherless.training.settings import Settings
 
 
 def train_step(

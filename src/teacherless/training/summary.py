@@ -1,21 +1,17 @@
-"""What a run's networks are worth: its summary.json, and `teacherless evaluate` of what it left."""
+"""What a run's networks are worth: its summary.json."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from teacherless.data import Loader, Source
-from teacherless.errors import InputError
 from teacherless.evaluation.metrics import evaluate
 from teacherless.evaluation.reid import look, reid
-from teacherless.method import MeanProbability, Method, Wants
-from teacherless.runs import config as runs
-from teacherless.runs.config import Run
+from teacherless.method import Method, Wants
 from teacherless.training.record import Recorder
 
 Search = Callable[[Mapping[str, nn.Module]], dict[str, dict[str, float]]]
@@ -65,35 +61,3 @@ def summarise(
         "train_seconds": round(recorder.seconds, 3),
         "img_per_s": round(recorder.images / max(recorder.seconds, 1e-9), 1),
     }
-
-
-def evaluate_folder(
-    path: Path, *, data: str | None, data_dir: Path | None, split: str, trust_imports: bool = False
-) -> dict[str, dict[str, float]]:
-    """Metrics of every student of a run folder (and their ensemble, for peers), or of one student's folder.
-
-    The data is what the run was trained on, unless named. Raises: InputError for anything that does not fit together.
-    """
-    run, students = runs.read_folder(path, trust_imports=trust_imports)
-    if run is None and data is None:
-        raise InputError(f"--data: {path} does not say what it was trained on; name the data")
-    run = run or Run(method="plain")
-    config = next(iter(students.values())).config
-    if data is not None:  # the student expects its own input size, whatever the new data's is
-        run = run.model_copy(update={"data": data, "img_size": config["input_size"][0]})
-    source = runs.load_source(run.model_copy(update={"data_dir": data_dir or run.data_dir}))
-    for name, student in students.items():
-        if len(student.config["classes"]) != len(source.classes):
-            raise InputError(f"--data: {source.name} has {len(source.classes)} classes; {name} was trained on "
-                             f"{len(student.config['classes'])}")  # fmt: skip
-    chosen = {"val": source.val, "test": source.test}[split]
-    stats = {"mean": config["mean"], "std": config["std"]}
-    search = search_of(source, run.workers, **stats)
-    if search and split == "test":
-        return search({name: student.net for name, student in students.items()})
-    if chosen is None:
-        raise InputError(f"--split: {source.name} has no {split} split")
-    predictors = {name: student.net for name, student in students.items()}
-    if len(predictors) > 1 and run.method == "dml":
-        predictors["ensemble"] = MeanProbability(list(predictors.values()))
-    return evaluate(predictors, Loader(chosen, batch_size=512, augment=None, **stats))

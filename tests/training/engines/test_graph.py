@@ -25,9 +25,9 @@ import teacherless as tl
 from teacherless.errors import InputError
 from teacherless.method import Batch, Method, Output, Progress
 from teacherless.methods import METHODS
-from teacherless.runs.config import Settings
 from teacherless.training.engines import graph
 from teacherless.training.engines.graph import EAGER, Graph
+from teacherless.training.settings import Settings
 from teacherless.training.step import Engine, make_optimizer, set_rates, train_step
 
 

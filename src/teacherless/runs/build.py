@@ -1,0 +1,149 @@
+"""From a run's settings to its data, its networks and its method."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, get_type_hints
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from teacherless import data, models
+from teacherless.data import Source
+from teacherless.data.augment.distort import counter_hash
+from teacherless.errors import InputError, unknown
+from teacherless.method import Method
+from teacherless.methods import METHODS
+from teacherless.runs import shrink
+from teacherless.runs.config import Run, literal, specs
+from teacherless.runs.stored import read_run
+from teacherless.training.folder import read_json
+from teacherless.training.settings import short
+
+
+def load_source(run: Run) -> Source:
+    """The data the run names."""
+    return data.load(
+        run.data,
+        data_dir=run.data_dir,
+        img_size=run.img_size,
+        val_fraction=run.val_fraction,
+        train_samples=run.train_samples,
+        aug=run.aug,
+        limit=shrink.SAMPLES if run.small else None,
+    )
+
+
+def build_method(run: Run, source: Source) -> tuple[Method, dict[str, dict[str, float]]]:
+    """The method over freshly initialised students, and each student's own optimizer settings.
+
+    Student i starts from seed (seed, i) whatever the method, so methods can be compared from the same start; helpers
+    (gates, exits) come after, from a seed of their own.
+    """
+    kind = METHODS[run.method]
+    wanted = specs(run)
+    if len(wanted) > 1 and not kind.cohort:
+        raise InputError(f"--student: found {len(wanted)} students; {run.method} trains one")
+    options = method_options(kind, run.method, run.set)
+    teacher = _read_teacher(run, kind, source)
+    nets: list[nn.Module] = []
+    for i, spec in enumerate(wanted):
+        seed = int(counter_hash(run.seed, i))
+        known: dict[str, Any] = {"num_classes": len(source.classes), "in_channels": source.channels, "seed": seed,
+                                 "size": source.size, "pretrained": run.pretrained}  # fmt: skip
+        if taken := sorted(known.keys() & spec.arguments.keys()):
+            raise InputError(f"--student: found {taken[0]}= for {spec.name}; the run sets it")
+        net = models.create(spec.name, **known, **spec.arguments)
+        models.check_input(net, source.size, source.channels)
+        nets.append(net)
+    for name, value in (("num_classes", len(source.classes)), ("num_samples", len(source.train.labels))):
+        if name in inspect.signature(kind.__init__).parameters:
+            options[name] = value
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(counter_hash(run.seed, len(wanted), 1)))
+        method = kind(*nets, *teacher, **options)
+    method.smoothing = run.smoothing or method.smoothing
+    names = [str(group["name"]) for group in method.param_groups()]
+    return method, {name: spec.optimizer for name, spec in zip(names, wanted, strict=False) if spec.optimizer}
+
+
+def _read_teacher(run: Run, kind: type[Method], source: Source) -> list[nn.Module]:
+    """The teacher, if the method reads one: a student's folder, or the chosen student of a run's.
+
+    Raises: InputError if one is missing, not wanted, or does not fit the data.
+    """
+    if run.teacher is None:
+        if kind.teacher_use == "required":
+            raise InputError(f"--teacher: {run.method} reads a teacher; give a run folder or a student's folder")
+        return []
+    if kind.teacher_use == "none":
+        raise InputError(f"--teacher: found {str(run.teacher)!r}, but {run.method} reads no teacher")
+    _, students = read_run(run.teacher, trust_imports=run.trust_imports)
+    name = next(iter(students))
+    if summary := read_json(run.teacher / "summary.json"):
+        name = summary["chosen"]
+    net, config = students[name]
+    if config["classes"] != source.classes:
+        raise InputError(f"--teacher: {run.teacher} knows {len(config['classes'])} classes, not those of {source.name} "
+                         f"({len(source.classes)})")  # fmt: skip
+    models.check_input(net, source.size, source.channels)
+    return [net]
+
+
+def method_options(kind: type[Method], name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The method's keyword arguments from `--set`, with the constructor's own names and types.
+
+    Raises: InputError for a key the method does not have, and for a value of another type.
+    """
+    legal = settable(kind)
+    options = dict(given)
+    preset = _variant(kind, name, options)
+    for key, value in options.items():
+        if key not in legal:
+            raise unknown(f"option of {name}", key, legal) if legal else InputError(f"--set: {name} has no options")
+        try:
+            options[key] = TypeAdapter(legal[key]).validate_python(literal(value))
+        except ValidationError as error:
+            wanted = dict.fromkeys(
+                e["msg"].removeprefix("Input should be ") for e in error.errors()
+            )  # of a union, each
+            raise InputError(f"--set {key}: found {short(value)}; must be {', or '.join(wanted)}") from None
+    return preset | options
+
+
+def _variant(kind: type[Method], name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The preset that `variant=NAME` stands for, taken out of the options.
+
+    Raises: InputError for a name the method does not have, and for options that belong to a variant: then it would not
+    be the variant it is called.
+    """
+    variant = options.pop("variant", None)
+    if variant is None:
+        return {}
+    if variant not in kind.variants:
+        raise unknown(f"variant of {name}", str(variant), kind.variants) if kind.variants else InputError(
+            f"--set variant: {name} has no variants")  # fmt: skip
+    for owner in (variant, *kind.variants):
+        for key in kind.variants[owner].keys() & options.keys():
+            raise InputError(
+                f"--set {key}: belongs to variant {owner!r} of {name}; leave out variant={variant} or {key}"
+            )
+    return dict(kind.variants[variant])
+
+
+def settable(kind: type[Method]) -> dict[str, Any]:
+    """The options a user may set, name -> type: keyword-only arguments that are plain values."""
+    hints = get_type_hints(kind.__init__, include_extras=True)
+    return {
+        name: hints[name]
+        for name, parameter in inspect.signature(kind.__init__).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+        and name not in ("num_classes", "num_samples")
+        and not _is_callable(hints[name])
+    }
+
+
+def _is_callable(hint: Any) -> bool:
+    return getattr(hint, "__origin__", None) is getattr(Callable[..., Any], "__origin__", None)

@@ -1,0 +1,55 @@
+"""execute(): a whole run of the command line: build, train, write its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from teacherless.data import Loader, Source
+from teacherless.method import Wants
+from teacherless.runs.build import build_method, load_source
+from teacherless.runs.config import Run
+from teacherless.training.loop import Result, Training
+from teacherless.training.step import pick_device
+from teacherless.training.summary import search_of
+
+
+def execute(run: Run, out: Path, *, resume: bool = False, anyway: bool = False, quiet: bool = False) -> Result:
+    """One run of the command line: build, train, write the folder `out`. Raises: as `train`."""
+    source = load_source(run)
+    method, per_student = build_method(run, source)
+    data = loaders(run, source, method.wants, pick_device(run.device))
+    training = Training(method, data[0], data[1], run, per_student, out, quiet=quiet)
+    search = search_of(source, run.workers, training.device)
+    return training.to_the_end(data[2], describe(source), about(source), search, resume=resume, anyway=anyway)
+
+
+def loaders(run: Run, source: Source, wants: Wants, device: torch.device) -> list[Any]:
+    """Train, validation and test loaders of a source; None where it has no such split."""
+    make: dict[str, Any] = {"mean": source.mean, "std": source.std, "device": device, "workers": run.workers}
+    training = Loader(
+        source.train,
+        batch_size=run.batch_size,
+        seed=run.seed,
+        wants=wants,
+        augment=source.augment,
+        classes=len(source.classes),
+        **make,
+    )
+    rest = (split and Loader(split, batch_size=512, augment=None, **make) for split in (source.val, source.test))
+    return [training, *rest]
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """What run.json says of the data."""
+    sizes = {name: len(split.labels) if split else 0 for name, split in
+             (("train", source.train), ("val", source.val), ("test", source.test))}  # fmt: skip
+    return {"name": source.name, "fingerprint": source.fingerprint, "classes": len(source.classes), **sizes}
+
+
+def about(source: Source) -> dict[str, Any]:
+    """What a student's config.json says of its inputs."""
+    return {"classes": source.classes, "input_size": list(source.size), "channels": source.channels,
+            "mean": list(source.mean), "std": list(source.std)}  # fmt: skip

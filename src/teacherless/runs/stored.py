@@ -1,0 +1,29 @@
+"""A stored run: its settings and its students."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from teacherless.errors import InputError
+from teacherless.models.files import Student, load_student
+from teacherless.runs.config import Run, as_given
+from teacherless.training.settings import read
+
+
+def read_run(path: Path, *, trust_imports: bool = False) -> tuple[Run | None, dict[str, Student]]:
+    """The run a folder belongs to (None where that is not known) and its students: a run folder's all, or the one.
+
+    Raises: InputError if it is neither, or holds no student.
+    """
+    folder = next((f for f in (path, path.parent.parent) if (f / "run.json").is_file()), None)
+    if folder is None and not (path / "config.json").is_file():
+        raise InputError(f"{path}: is neither a run folder nor a student's folder")
+    folders = sorted((path / "students").glob("*")) if path == folder else [path]
+    students = {p.name: load_student(p, trust_imports=trust_imports) for p in folders}
+    if not students:
+        raise InputError(f"{path}: holds no students; the run is not finished")
+    if folder is None:
+        return None, students
+    settings = as_given(json.loads((folder / "run.json").read_text())["settings"])
+    return (read(Run, settings, where=f"{folder / 'run.json'}: ") if "method" in settings else None), students

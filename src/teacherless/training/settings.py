@@ -1,0 +1,78 @@
+"""Settings: what the loop needs to know.
+
+Field descriptions are the command line's help, so a flag is declared in one place. This module imports no torch:
+`--help` must answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from teacherless.errors import InputError, unknown
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Settings(BaseModel):
+    """How the loop trains. Rates are per step, epochs count from 0."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+    epochs: int = Field(30, ge=1, description="passes over the training data")
+    steps: int | None = Field(None, ge=1, description="batches to train for, instead of --epochs")
+    lr: float = Field(0.1, gt=0, description="learning rate")
+    opt: Literal["sgd", "adam", "adamw"] = Field("sgd", description="optimizer: sgd, adam or adamw")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    nesterov: bool = Field(True, description="Nesterov momentum, for sgd")
+    opt_betas: tuple[float, float] = Field((0.9, 0.999), description="of adam and adamw")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty (adamw: decoupled)")
+    clip_grad: float | None = Field(None, gt=0, description="largest gradient norm, per student")
+    sched: Literal["cosine", "step", "constant"] = Field("cosine", description="rate: cosine, step or constant")
+    warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up")
+    decay_epochs: int | None = Field(None, ge=1, description="sched step: decay every N epochs (default: a third)")
+    decay_milestones: tuple[int, ...] = Field((), description="sched step: decay at these epochs")
+    decay_rate: float = Field(0.1, gt=0, le=1, description="sched step: factor of each decay")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing, inside any method")
+    seed: int = Field(0, ge=0, description="of weights, sample order, distortions")
+    select: Literal["last", "best"] = Field("last", description="ship the last epoch, or the best on validation")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights, evaluated and shipped instead; 0: none")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
+    engine: Literal["auto", "loop", "threads", "graph"] = Field(
+        "auto",
+        description="students in turn (loop), one per core (threads), a CUDA graph (graph); auto goes by a fixed rule",
+    )
+    amp: bool = Field(False, description="train in bfloat16 where that is fast; losses and weights stay in float32")
+    checkpoint_every: str = Field(
+        "10m", pattern=r"^[1-9]\d*[mes]$", description="10m, 2e or 500s: minutes, epochs, steps"
+    )
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> Settings:
+        if self.steps is not None and {"steps", "epochs"} <= self.model_fields_set:
+            raise ValueError("give --epochs or --steps, not both")
+        return self
+
+
+def read(model: type[M], values: Mapping[str, Any], where: str = "") -> M:
+    """`model(**values)`, its first complaint in one line. Raises: InputError."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]).replace("_", "-")
+        if first["type"] == "extra_forbidden":
+            raise unknown(f"{where}setting", str(first["loc"][0]), model.model_fields) from None
+        if first["type"] == "value_error":
+            raise InputError(f"{where}{first['ctx']['error']}") from None
+        found = "" if first["type"] == "missing" else f"found {short(first['input'])}; "
+        message = first["msg"].replace("Input should be", "must be").replace("Field required", "is required")
+        raise InputError(f"{where}--{name}: {found}{message}") from None
+
+
+def short(value: Any) -> str:
+    """How a value is quoted in an error."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -92,6 +92,22 @@ def test_the_tables_are_there() -> None:
         assert sum(name.startswith(f"{part}/") for name in NAMES) >= count
 
 
+def test_a_row_beats_its_parts_and_they_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "paper.toml").write_text(
+        'defaults = { lr = 0.1, epochs = 3, open = ["a"] }\n'
+        'parts = { long = { epochs = 9, set = { x = 1, y = 1 }, open = ["b"] }, two = { set = { y = 2 } } }\n'
+        'rows = { "p/one" = { parts = ["long", "two"], method = "plain", lr = 0.2, open = ["c"] } }\n'
+    )
+    monkeypatch.setattr(recipe, "folder", lambda: tmp_path)
+    recipe._rows.cache_clear()
+    try:
+        found = recipe.load("p/one")
+    finally:
+        recipe._rows.cache_clear()
+    assert found.settings == {"method": "plain", "lr": 0.2, "epochs": 9, "set": {"x": 1, "y": 2}}
+    assert found.published == {"open": ["a", "b", "c"]}
+
+
 def test_list_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "recipes"]) == 0
     shown = capsys.readouterr().out

@@ -1,26 +1,37 @@
-"""Recipes: one TOML file of settings per row of the papers' tables, with the number that was published.
+"""Recipes: rows of the papers' tables as settings, each with the number that was published.
 
-A recipe is a `Run`'s fields, and besides them `[published]` (value, metric, source, open: what the paper leaves open
-and we chose), `[ours]` once somebody has run it (value, seeds, commit), and `teacher_recipe`: what trains its teacher.
+`recipes/` has one TOML file per paper:
+
+    [defaults]      what every row has, unless it says otherwise
+    [parts.NAME]    what some rows have
+    [rows."ID"]     a recipe; `parts` names what it takes
+
+What comes later beats what comes earlier: defaults, the parts in their order, the row. `set` is merged key by key, and
+`open` adds up. Keys are a `Run`'s fields, `teacher_recipe` (what trains its teacher), and what is said of the published
+number: `what`, `value`, `metric`, `source`, `open` (what the paper leaves open and we chose).
+
+A file of one's own is one recipe: a `Run`'s fields, and optionally `[published]` and `[ours]` (value, seeds, commit).
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from teacherless.errors import InputError, unknown
 from teacherless.runs.config import Run
 
-OURS_TO_READ = ("published", "ours", "teacher_recipe")  # keys that are no settings
+PUBLISHED = ("what", "value", "metric", "source", "open")
+NO_SETTINGS = ("published", "ours", "teacher_recipe")
 
 
 class Recipe(NamedTuple):
-    """One file."""
+    """One row, or one file of the user's own."""
 
-    name: str  # dml/cifar100-resnet32x2, or the path of a file of the user's own
+    name: str  # dml/cifar100-resnet32x2, or the path of a file
     settings: dict[str, Any]
     published: dict[str, Any]
     ours: dict[str, Any]
@@ -29,13 +40,37 @@ class Recipe(NamedTuple):
 
 def folder() -> Path:
     """Where our recipes are: in the package, or beside `src/` in a checkout."""
-    inside = Path(__file__).parents[1] / "recipes"
-    return inside if inside.is_dir() else Path(__file__).parents[3] / "recipes"
+    package = Path(__file__).parents[1]
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parents[1] / "recipes"
 
 
 def names() -> list[str]:
     """All of ours, by name."""
-    return sorted(path.relative_to(folder()).with_suffix("").as_posix() for path in folder().rglob("*.toml"))
+    return sorted(_rows())
+
+
+@cache
+def _rows() -> dict[str, dict[str, Any]]:
+    """Every row of our files, by name, with what it takes from defaults and parts."""
+    rows = {}
+    for path in sorted(folder().glob("*.toml")):
+        paper = tomllib.loads(path.read_text())
+        for name, row in paper["rows"].items():
+            parts = [paper["parts"][part] for part in row.pop("parts", ())]
+            rows[name] = _merged([paper["defaults"], *parts, row])
+    return rows
+
+
+def _merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Later layers beat earlier ones; `set` is merged, `open` adds up."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        joined = {"set": {**merged.get("set", {}), **layer.get("set", {})},
+                  "open": [*merged.get("open", []), *layer.get("open", [])]}  # fmt: skip
+        merged |= layer
+        merged |= {key: value for key, value in joined.items() if value}
+    return merged
 
 
 def load(text: str | Path) -> Recipe:
@@ -44,23 +79,32 @@ def load(text: str | Path) -> Recipe:
     Raises: InputError for an unknown name, a missing or broken file, and for keys that are no settings.
     """
     name = str(text)
-    path = Path(text) if name.endswith(".toml") or Path(text).is_file() else folder() / f"{name}.toml"
-    if path.parent.is_relative_to(folder()) and not path.is_file():
+    if name in _rows():
+        row = _rows()[name]
+        values = {key: value for key, value in row.items() if key not in PUBLISHED}
+        values["published"] = {key: row[key] for key in PUBLISHED if key in row}
+    elif name.endswith(".toml") or Path(text).is_file():
+        values = _read(Path(text))
+    else:
         raise unknown("recipe", name, names())
-    try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--recipe: cannot read {name!r}: {getattr(error, 'strerror', None) or error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"--recipe: {name!r} is not TOML: {error}") from None
-    settings = {key: value for key, value in values.items() if key not in OURS_TO_READ}
+    settings = {key: value for key, value in values.items() if key not in NO_SETTINGS}
     for key in settings:
         if key not in Run.model_fields:
-            raise unknown(f"key in recipe {path.name}:", key, [*Run.model_fields, *OURS_TO_READ])
-    tables = [values.get(key, {}) for key in ("published", "ours")]
-    if not all(isinstance(table, dict) for table in tables):
-        raise InputError(f"recipe {path.name}: published and ours must be tables")
-    return Recipe(name, settings, tables[0], tables[1], values.get("teacher_recipe"))
+            raise unknown(f"key in recipe {Path(text).name}:", key, [*Run.model_fields, *NO_SETTINGS])
+    published, ours = values.get("published", {}), values.get("ours", {})
+    if not isinstance(published, dict) or not isinstance(ours, dict):
+        raise InputError(f"recipe {Path(text).name}: published and ours must be tables")
+    return Recipe(name, settings, published, ours, values.get("teacher_recipe"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A recipe file of the user's own. Raises: InputError for one that is missing or not TOML."""
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--recipe: cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"--recipe: {str(path)!r} is not TOML: {error}") from None
 
 
 def shown(values: Mapping[str, Any]) -> str:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from teacherless.errors import InputError
 from teacherless.methods._maps import resize
-from teacherless.methods.frskd import FRSKD, Mix
+from teacherless.methods.frskd import FRSKD, Mix, shrink_by_maximum
+from teacherless.models import create
 from teacherless.models.staged import Staged
 
 F64 = torch.float64
@@ -85,7 +86,7 @@ def test_the_refiner_mixes_each_map_with_its_neighbours() -> None:
 
 
 def test_mix_is_a_learned_average() -> None:
-    mix = Mix(3, 5, inputs=3).eval()
+    mix = Mix(3, 5, inputs=3, depth=1, pyramid="light").eval()
     with torch.no_grad():
         mix.weight.copy_(torch.tensor([1.0, 3.0, -2.0]))  # negative weights count as 0
     below, a, b = torch.randn(2, 5, 8, 8), torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
@@ -101,6 +102,39 @@ def test_resize_averages_down_and_repeats_up() -> None:
     torch.testing.assert_close(resize(resize(x, 8, 8), 4, 4), x)
     assert resize(x, 3, 3).shape == (1, 1, 3, 3)  # sizes that do not divide
     torch.testing.assert_close(resize(torch.ones(1, 1, 7, 7), 4, 4), torch.ones(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("student", "released", "light"), [("resnet18", 6_375_794, 1_193_010), ("wrn-16-2", 411_885, 84_685)]
+)
+def test_the_released_refiner_is_as_large_as_the_authors(student: str, released: int, light: int) -> None:
+    net = create(student, num_classes=100)
+    for options, expected in ((FRSKD.variants["released"], released), ({}, light)):
+        assert sum(p.numel() for p in FRSKD(net, **options).refiner.parameters()) == expected
+
+
+def test_the_released_refiner_enters_twice_and_activates() -> None:
+    net = make(**FRSKD.variants["released"]).eval().refiner
+    maps = [torch.randn(2, c, s, s, dtype=F64) for c, s in ((4, 8), (8, 4), (12, 2))]
+    active = [f.relu() for f in maps]
+    own = [enter(f) for enter, f in zip(net.enter, active, strict=True)]
+    again = [again(f) for again, f in zip(net.again, active[1:], strict=True)]
+    assert all(f.min() == 0 for f in (*own, *again))
+    middle = net.down[1](own[2], own[1])
+    first = net.down[0](middle, own[0])
+    second = net.up[0](first, again[0], middle)
+    third = net.up[1](second, again[1])
+    refined, logits = net(maps)
+    assert [t.shape for t in refined] == [(2, 8, 8, 8), (2, 16, 4, 4), (2, 24, 2, 2)]
+    for found, expected in zip((*refined, logits), (first, second, third, net.head(net.pool(third))), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_shrink_by_maximum_starts_at_the_top_left() -> None:
+    x = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert shrink_by_maximum(x, 4, 4) is x
+    assert shrink_by_maximum(x, 2, 2).tolist() == [[[[10, 11], [14, 15]]]]
+    assert shrink_by_maximum(x, 3, 3).shape == (1, 1, 3, 3)
 
 
 def test_gradient_routing() -> None:
@@ -153,10 +187,21 @@ def test_two_stages_are_enough_and_the_student_is_plain() -> None:
     assert method.students() == {"student": two}
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0}, {"kd_weight": 0}, {"attention_weight": -1}])
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 0}, {"kd_weight": 0}, {"attention_weight": -1}, {"width": 0}, {"depth": 0}, {"pyramid": "flat"}],
+)
 def test_refuses(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(options))}: found"):
         make(**options)
+
+
+def test_a_wider_refiner_asks_for_a_linear_head() -> None:
+    net = tiny(0)
+    net.head = nn.Sequential(nn.Linear(12, CLASSES))
+    FRSKD(net)
+    with pytest.raises(InputError, match=r"^width: found 2; above 1, the student's head must be nn.Linear"):
+        FRSKD(net, width=2)
 
 
 def test_refuses_a_student_without_stages() -> None:

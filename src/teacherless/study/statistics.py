@@ -12,7 +12,9 @@ Two intervals, and how they relate to the verdict:
   Holm-adjusted p is below 0.05, and with no effect in any method a false verdict comes in at most 5 % of comparisons.
   With one method both intervals are the same.
 
-The t interval is exact for normal differences, at any number of seeds from 2 up. The bootstrap (BCa, Efron 1987) is a
+The t interval is exact for normal differences, at any number of seeds. Below three there is none: at two it would be as
+wide as 13 standard deviations and say nothing. What an interval of accuracies cannot be is cut off: a method is between
+0 and 100 %, so its difference to plain is between -plain and 100 - plain. The bootstrap (BCa, Efron 1987) is a
 second opinion for skewed ones and never decides: with few seeds it is too narrow (10 normal seeds: it covers the truth
 90 % of the time where the t interval covers it 95 %), so below 10 it is refused.
 """
@@ -31,7 +33,8 @@ from teacherless.errors import InputError
 ALPHA = 0.05  # of a false verdict, over all methods
 POWER = 0.8  # of `seeds_needed`
 VISIBLE = 0.2  # points of accuracy: the difference that `needed` is about
-BOOTSTRAP_FROM = 10  # seeds
+INTERVAL_FROM = 3  # seeds
+BOOTSTRAP_FROM = 10
 CAVEAT = "intervals cover the choice of seeds, not of the test images"
 
 Interval = tuple[float, float]
@@ -52,7 +55,7 @@ class Difference(TypedDict):
     seeds: int  # that both have
     mean: float  # method minus plain
     std: float | None  # of the paired differences, ddof 1; None at one seed
-    # None at one seed, and where all seeds gave the same difference: then nothing is known of its spread.
+    # None below three seeds, and where all seeds gave the same difference: then nothing is known of its spread.
     interval: Interval | None  # 95 %, this method alone
     corrected: Interval | None  # 1 - level: without 0 exactly where sign is not "="
     bootstrap: Interval | None  # 95 %, this method alone; from 10 seeds up
@@ -60,6 +63,7 @@ class Difference(TypedDict):
     p_holm: float | None  # adjusted for the number of methods
     level: float  # at which Holm's procedure tests this method
     needed: int | None  # seeds to see a difference of 0.2 with 80 % power, at this level and with this std
+    needed_range: tuple[int, int] | None  # the same with the 5 and 95 % bounds of what the std may really be
     sign: Sign
 
 
@@ -76,11 +80,11 @@ def summarise(values: Sequence[float]) -> Summary:
 def t_interval(values: Sequence[float], alpha: float = ALPHA) -> Interval:
     """The two-sided 1 - alpha interval of the mean, by Student's t; one point where all values are equal.
 
-    Raises: InputError for fewer than two values: one seed says nothing about the spread.
+    Raises: InputError for fewer than three values.
     """
     found = _finite(values)
-    if len(found) < 2:
-        raise InputError(f"interval: found {len(found)} seed; an interval needs at least 2")
+    if len(found) < INTERVAL_FROM:
+        raise InputError(f"interval: found {len(found)} seeds; needs at least {INTERVAL_FROM}")
     half = float(stats.t.isf(alpha / 2, len(found) - 1)) * float(found.std(ddof=1)) / math.sqrt(len(found))
     return float(found.mean()) - half, float(found.mean()) + half
 
@@ -137,7 +141,7 @@ def seeds_needed(std: float, *, effect: float = VISIBLE, power: float = POWER, a
     """How many seeds a two-sided paired t test needs to see `effect` on its right side with probability `power`.
 
     Args:
-        std: of the paired differences; itself only an estimate, so the answer is "about".
+        std: of the paired differences. From few seeds it is a rough estimate, and so is the answer: see `std_range`.
         effect: the true difference, in the units of `std`.
         power: in (0, 1).
         alpha: level of the test.
@@ -159,49 +163,60 @@ def seeds_needed(std: float, *, effect: float = VISIBLE, power: float = POWER, a
     return n
 
 
+def std_range(std: float, seeds: int) -> Interval:
+    """The 5 and 95 % bounds of the true standard deviation, of normal values, where `seeds` of them gave `std`."""
+    low, high = (std * math.sqrt((seeds - 1) / float(stats.chi2.ppf(q, seeds - 1))) for q in (0.95, 0.05))
+    return low, high
+
+
 def compare(plain: Mapping[int, float], methods: Mapping[str, Mapping[int, float]]) -> dict[str, Difference]:
-    """Every method against plain, `{seed: value}` each, paired by the seeds that both have.
+    """Every method against plain, `{seed: percent}` each, paired by the seeds that both have.
 
     Raises: InputError for a method that shares no seed with plain, and for values that are not finite.
     """
     paired: dict[str, list[float]] = {}
+    bounds: dict[str, Interval] = {}  # of a difference to plain
     for name, values in methods.items():
         seeds = sorted(plain.keys() & values.keys())
         if not seeds:
             raise InputError(f"{name}: shares no finished seed with plain")
-        paired[name] = [values[seed] - plain[seed] for seed in seeds]
-    tested = {name: len(d) > 1 and not _constant(_finite(d)) for name, d in paired.items()}
+        paired[name] = _finite([values[seed] - plain[seed] for seed in seeds]).tolist()
+        middle = float(np.mean([plain[seed] for seed in seeds]))
+        bounds[name] = -middle, 100 - middle
+    tested = {name: len(d) >= INTERVAL_FROM and not _constant(np.asarray(d)) for name, d in paired.items()}
     # A method without spread counts as a test all the same: the correction must not depend on the results.
     p = [t_test(d) if tested[name] else 1.0 for name, d in paired.items()]
     return {
-        name: _difference(d, *found) if tested[name] else _unknown(d, found[2])
+        name: _difference(d, bounds[name], *found) if tested[name] else _unknown(d, found[2])
         for (name, d), *found in zip(paired.items(), p, *holm(p), strict=True)
     }
 
 
-def _difference(values: Sequence[float], p: float, adjusted: float, level: float) -> Difference:
+def _difference(values: Sequence[float], bounds: Interval, p: float, adjusted: float, level: float) -> Difference:
     mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
+    lowest, highest = (seeds_needed(each, alpha=level) for each in std_range(std, len(values)))
     return {
         "seeds": len(values),
         "mean": mean,
         "std": std,
-        "interval": t_interval(values),
-        "corrected": t_interval(values, level),
+        "interval": _clip(t_interval(values), bounds),
+        "corrected": _clip(t_interval(values, level), bounds),
         "bootstrap": bootstrap_interval(values) if len(values) >= BOOTSTRAP_FROM else None,
         "p": p,
         "p_holm": adjusted,
         "level": level,
         "needed": seeds_needed(std, alpha=level),
+        "needed_range": (lowest, highest),
         "sign": "=" if adjusted >= ALPHA else "+" if mean > 0 else "-",
     }
 
 
 def _unknown(values: Sequence[float], level: float) -> Difference:
-    """One seed, or the same difference in every seed: a difference is seen, and nothing can be said about it."""
+    """Too few seeds, or the same difference in every seed: a difference is seen, and nothing can be said about it."""
     return {
         "seeds": len(values),
         "mean": float(np.mean(values)),
-        "std": 0.0 if len(values) > 1 else None,
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
         "interval": None,
         "corrected": None,
         "bootstrap": None,
@@ -209,6 +224,7 @@ def _unknown(values: Sequence[float], level: float) -> Difference:
         "p_holm": None,
         "level": level,
         "needed": None,
+        "needed_range": None,
         "sign": "=",
     }
 
@@ -217,7 +233,7 @@ def verdict(name: str, difference: Difference, cost: float | None = None) -> str
     """What a difference means, in plain language.
 
     "ddgsd: +0.4 [0.1, 0.6] for 2.0x training", with the corrected interval, or "dml: no difference shown at 5 seeds;
-    about 12 would be needed to see 0.2".
+    6 to 34 would be needed to see 0.2".
 
     Args:
         name: of the method.
@@ -227,20 +243,25 @@ def verdict(name: str, difference: Difference, cost: float | None = None) -> str
     seeds, mean, interval = difference["seeds"], difference["mean"], difference["corrected"]
     price = "" if cost is None else f" for {cost:.1f}x training"
     if interval is None:
-        if seeds == 1:
-            return f"{name}: {mean:+.1f} at one seed{price}; one seed shows nothing: give at least 2, better 5"
+        if seeds < INTERVAL_FROM:
+            few = "one seed shows" if seeds == 1 else f"{seeds} seeds show"
+            return f"{name}: {mean:+.1f}{price}; {few} nothing: give at least {INTERVAL_FROM}, better 5"
         same = "the same as plain" if abs(mean) < 1e-9 else f"{mean:+.2f}"
         return f"{name}: {same} at each of {seeds} seeds{price}; with no spread there is no interval"
     if difference["sign"] == "=":
-        needed = difference["needed"]
-        assert needed is not None
-        if needed <= seeds:
+        assert difference["needed_range"] is not None
+        low, high = difference["needed_range"]
+        if high <= seeds:
             return f"{name}: no difference shown at {seeds} seeds, enough to see {VISIBLE} four times in five"
-        return f"{name}: no difference shown at {seeds} seeds; about {needed} would be needed to see {VISIBLE}"
+        return f"{name}: no difference shown at {seeds} seeds; {low} to {high} would be needed to see {VISIBLE}"
     near = min(map(abs, interval))  # enough digits to see that 0 is outside
     digits = next((digits for digits in (1, 2, 3) if round(near, digits) > 0), 4)
-    low, high = (f"{bound:.{digits}f}" for bound in interval)
-    return f"{name}: {mean:+.{digits}f} [{low}, {high}]{price}"
+    shown = ", ".join(f"{bound:.{digits}f}" for bound in interval)
+    return f"{name}: {mean:+.{digits}f} [{shown}]{price}"
+
+
+def _clip(interval: Interval, bounds: Interval) -> Interval:
+    return max(interval[0], bounds[0]), min(interval[1], bounds[1])
 
 
 def _finite(values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

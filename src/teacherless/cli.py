@@ -111,6 +111,11 @@ def train(
     show_summaries([summary])
     chosen = summary["chosen"]
     row = summary["students"][chosen]
+    dead = summary.get("dead", [])
+    if dead:
+        print(f"dead, the same logits for every validation image: {', '.join(dead)}; try a lower --lr")
+    if chosen in dead:
+        return
     print(f"ship {chosen} ({_percent(row.get('test_map', row['test_top1']))} on test): {folder / 'students' / chosen}")
 
 

@@ -10,7 +10,7 @@ from conftest import batch, tiny
 from sklearn.metrics import log_loss, top_k_accuracy_score
 from torch import nn
 
-from teacherless.evaluation.metrics import BINS, evaluate, evaluating, metrics
+from teacherless.evaluation.metrics import BINS, NO_CLASS, constant, evaluate, evaluating, metrics, predicted
 
 
 def slow_ece(probs: torch.Tensor, labels: torch.Tensor) -> float:
@@ -37,8 +37,32 @@ def test_metrics() -> None:
 
 def test_nan_is_never_right() -> None:
     found = dict(metrics(torch.full((4, 3), math.nan), torch.zeros(4, dtype=torch.long)))
-    assert found["top1"] == 0
+    assert found["top1"] == found["top5"] == 0
     assert math.isnan(found["nll"])
+
+
+def test_of_equal_logits_the_first_class_is_the_prediction() -> None:
+    labels = torch.arange(8)
+    found = dict(metrics(torch.zeros(8, 8, dtype=torch.float64), labels))
+    assert (found["top1"], found["top5"]) == (100 / 8, 500 / 8)
+    assert found["ece"] == pytest.approx(0)  # 1/8 sure of class 0, and right for 1/8
+    some = torch.tensor([[0.0, 2, 2], [2, 0, 2], [2, 2, 0]])
+    assert predicted(some).tolist() == [1, 0, 0]
+    assert dict(metrics(some, torch.tensor([2, 0, 1])))["top1"] == pytest.approx(100 / 3)
+
+
+def test_what_is_not_finite_is_no_prediction() -> None:
+    nan, inf = math.nan, math.inf
+    logits = torch.tensor([[inf, 0, 0], [0, nan, 0], [-inf, -inf, -inf], [-inf, 1, 0]])
+    assert predicted(logits).tolist() == [NO_CLASS, NO_CLASS, NO_CLASS, 1]  # a class can be ruled out with -inf
+    assert dict(metrics(logits, torch.tensor([0, 1, 0, 1])))["top1"] == 25
+
+
+def test_a_dead_network() -> None:
+    alive = torch.eye(3)
+    assert not constant(alive)
+    assert constant(torch.ones(4, 3)) and constant(torch.full((4, 3), math.nan))
+    assert not constant(alive[:1])  # one sample tells nothing
 
 
 def test_evaluation_leaves_the_network_as_it_was() -> None:

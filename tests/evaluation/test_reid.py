@@ -161,3 +161,13 @@ def test_look_reads_what_the_head_reads() -> None:
     foreign: Any = nn.Flatten()
     with pytest.raises(InputError, match="needs a network with stages"):
         reid.look({"b": foreign}, batches, cameras)
+
+
+def test_what_is_no_number_is_never_found() -> None:
+    ids, here, there = torch.tensor([1, 2]), torch.tensor([0, 0]), torch.tensor([1, 1])
+    gallery = Seen(torch.eye(2), ids, there)
+    for dead in (torch.full((2, 2), torch.nan), torch.full((2, 2), torch.inf)):
+        assert set(reid.reid(Seen(dead, ids, here), gallery).values()) == {0.0}
+        assert set(reid.reid(Seen(torch.eye(2), ids, here), gallery._replace(features=dead)).values()) == {0.0}
+    half = torch.tensor([[1.0, 0.0], [torch.nan, 0.0]])
+    assert reid.reid(Seen(half, ids, here), gallery)["rank1"] == 50

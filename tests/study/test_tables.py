@@ -16,8 +16,10 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from teacherless.errors import InputError
-from teacherless.evaluation.metrics import calibration_error
+from teacherless.evaluation.metrics import calibration_error, metrics
+from teacherless.method import Output
 from teacherless.study import tables as analysis
+from teacherless.training.record import Recorder
 
 N = 12
 close = slow.exactly
@@ -358,3 +360,20 @@ def test_curves() -> None:
     assert found["train_nll"] == [2.0, close(0.6)]
     assert found["val_top1"] == [50.0, None]
     assert found["val_nll"] == found["train_entropy"] == [None, None]
+
+
+@pytest.mark.parametrize("what", ["ties", "nan", "inf"])
+def test_accuracy_is_counted_as_evaluation_counts_it(what: str) -> None:
+    logits = torch.randint(3, (60, 4), generator=torch.Generator().manual_seed(0)).double()
+    if what != "ties":
+        logits[::3, 1] = float(what)
+    labels = torch.arange(60) % 4
+    top1 = dict(metrics(logits, labels))["top1"]
+    assert statistics.fmean(v or 0 for v in analysis.class_accuracy(logits, labels)) == pytest.approx(top1)
+    assert analysis.peers({"a": logits, "b": logits}, labels)["top1"] == pytest.approx([top1, top1])
+    right = sum(b["count"] * (b["accuracy"] or 0) for b in analysis.reliability(logits, labels))
+    assert 100 * right / 60 == pytest.approx(top1)
+    recorder = Recorder(["a"], 1, 1, quiet=True)
+    recorder.step(Output({}, logits[None]), labels)
+    recorder.stop()
+    assert recorder.means["train/top1/a"] == pytest.approx(top1)

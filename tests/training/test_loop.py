@@ -179,3 +179,26 @@ def test_sums_of_a_checkpoint_follow_the_device() -> None:
     recorder.restore(saved, {"count": 4, "seconds": 0.0, "images": 0, "history": [], "spent": 0.0})
     recorder.step(Output({"ce": logits.sum()}, logits), torch.zeros(4, dtype=torch.long, device="meta"))
     assert {value.device.type for value in recorder.sums.values()} == {"meta"}
+
+
+class Mute(nn.Module):
+    """A network that says the same of every image: its logits do not depend on it."""
+
+    def __init__(self, logits: list[float]) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.logits.expand(len(x), -1)
+
+
+def test_a_dead_network_is_not_chosen() -> None:
+    easy = [batch()._replace(labels=torch.zeros(6, dtype=torch.long))]  # whoever always says 0 has all of it
+    result = tl.train(tl.DML(Mute([0.0] * 5), tiny(1)), [batch(0)], easy, easy, epochs=1, lr=1e-6, quiet=True)
+    rows = result.summary["students"]
+    assert rows["peer0"]["val_top1"] == 100 > rows["peer1"]["val_top1"]
+    assert (result.summary["chosen"], result.summary["dead"]) == ("peer1", ["peer0"])
+    assert result.history[-1]["train/top1/peer0"] == pytest.approx(100 * 2 / 6)  # two of six labels are 0
+    alone = tl.train(tl.Plain(Mute([0.0] * 5)), [batch(0)], easy, epochs=1, lr=1e-6, quiet=True).summary
+    assert (alone["chosen"], alone["dead"]) == ("student", ["student"])
+    assert "dead" not in tl.train(tl.Plain(tiny(1)), [batch(0)], easy, epochs=1, quiet=True).summary

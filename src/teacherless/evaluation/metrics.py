@@ -40,12 +40,28 @@ def predict(predictors: Mapping[str, nn.Module], batches: Iterable[Batch]) -> tu
     return {name: torch.cat(each) for name, each in logits.items()}, torch.cat(labels)
 
 
+NO_CLASS = -1  # the prediction of a sample whose logits are no distribution
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """The class with the largest logit; of equal ones the first. NO_CLASS where the largest is NaN or infinite: softmax
+    gives no probabilities there. Every accuracy in the package is counted from this. `[..., C] -> [...]`."""
+    return logits.argmax(-1).where(logits.amax(-1).isfinite(), NO_CLASS)
+
+
+def constant(logits: Tensor) -> bool:
+    """Whether a network is dead: it gives every sample the same logits, or none a class. `[N, C]`."""
+    return len(logits) > 1 and bool((logits == logits[:1]).all() or (predicted(logits) == NO_CLASS).all())
+
+
 def metrics(logits: Tensor, labels: Tensor) -> Iterator[tuple[str, float]]:
     """top1 and top5 (percent), nll (nats), ece (percent), entropy (nats). `[N, C], [N]`."""
-    ranks = (logits > logits.gather(1, labels[:, None])).sum(1)  # how many classes beat the right one
-    finite = logits.isfinite().all(1)  # NaN beats nothing; it must not count as right
-    yield "top1", 100 * float(((ranks < 1) & finite).double().mean())
-    yield "top5", 100 * float(((ranks < 5) & finite).double().mean())
+    guess = predicted(logits)
+    own = logits.gather(1, labels[:, None])
+    first = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    place = ((logits > own) | ((logits == own) & first)).sum(1)  # classes before the right one, by the same rule
+    yield "top1", 100 * float((guess == labels).double().mean())
+    yield "top5", 100 * float(((place < 5) & (guess != NO_CLASS)).double().mean())
     yield "nll", float(losses.ce(logits, labels).double().mean())
     yield "ece", 100 * calibration_error(logits, labels)
     yield "entropy", float(losses.entropy(logits).double().mean())
@@ -56,8 +72,8 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float
 
     Bins are of equal width over the confidence, (0, 1/bins], …, (1 - 1/bins, 1]. `[N, C], [N]`.
     """
-    confidence, guess = losses.log_probs(logits).double().exp().max(1)
-    gap = (guess == labels).double() - confidence
+    confidence = losses.log_probs(logits).double().exp().amax(1)
+    gap = (predicted(logits) == labels).double() - confidence
     total = torch.zeros(bins, dtype=torch.float64, device=gap.device).index_add(0, which_bin(confidence, bins), gap)
     return float(total.abs().sum()) / len(labels)
 

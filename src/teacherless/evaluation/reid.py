@@ -10,7 +10,8 @@ gallery image is
 A query without a right image is left out. AP is the area under precision and recall by trapezoids, as that code
 computes it: at the k-th right image, found at place j of the ranking, precision is the mean of k/j and (k-1)/(j-1); at
 place 1 it is 1. (A sum of rectangles gives another number: scikit-learn's is about 2 points higher.)
-Equal distances rank in the order of the gallery.
+Equal distances rank in the order of the gallery. A distance that is no number (of features that are NaN or infinite)
+ranks last, and the image there is never found.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from teacherless.method import Batch
 JUNK = -1  # the id of what is neither right nor wrong
 DISTRACTOR = 0  # the id of what is always wrong
 RANKS = (1, 5, 10)
+NOWHERE = 2**40  # the place of a right image that is never found
 CHUNK = 256  # queries whose ranking is in memory at one time
 
 
@@ -86,13 +88,14 @@ def scores(
     junk = (gallery_ids == JUNK) | (same & near)
     right = same & ~near & (gallery_ids != JUNK) & (gallery_ids != DISTRACTOR)
     answered = right.any(1)
-    order = distance[answered].argsort(dim=1, stable=True)
-    right, junk = (each[answered].gather(1, order) for each in (right, junk))  # in order of distance
+    order = distance[answered].argsort(dim=1, stable=True)  # NaN last
+    finite = distance.isfinite()
+    right, junk, finite = (each[answered].gather(1, order) for each in (right, junk, finite))  # in order of distance
     place = (~junk).cumsum(1).double()  # [Q, G] from 1, without the junk
     count = right.cumsum(1).double()  # right ones so far
     before = torch.where(place > 1, (count - 1) / (place - 1).clamp(min=1), 1.0)  # precision one place earlier
-    ap = ((count / place.clamp(min=1) + before) / 2 * right).sum(1) / count[:, -1:].squeeze(1)
-    first = place.masked_fill(~right, torch.inf).amin(1).long() - 1
+    ap = ((count / place.clamp(min=1) + before) / 2 * (right & finite)).sum(1) / count[:, -1:].squeeze(1)
+    first = place.masked_fill(~(right & finite), NOWHERE).amin(1).long() - 1
     return first, ap
 
 

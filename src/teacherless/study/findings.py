@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from teacherless import losses
 from teacherless.data import Loader, Source
 from teacherless.data.augment.distort import Augment
-from teacherless.evaluation.metrics import evaluating
+from teacherless.evaluation.metrics import evaluating, predicted
 from teacherless.method import Batch
 from teacherless.methods import METHODS
 from teacherless.methods.one import ONE
@@ -355,7 +355,7 @@ def _of(method: str, groups: Groups) -> Groups:
 
 
 def _top1(seen: Seen) -> float:
-    guess = seen.on_test[seen.chosen].argmax(-1)
+    guess = predicted(seen.on_test[seen.chosen])
     return 100 * float((guess == seen.test_labels).double().mean())
 
 

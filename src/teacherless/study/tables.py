@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from teacherless import losses
 from teacherless.errors import InputError
-from teacherless.evaluation.metrics import BINS, evaluating, metrics, which_bin
+from teacherless.evaluation.metrics import BINS, evaluating, metrics, predicted, which_bin
 from teacherless.method import Batch
 
 
@@ -67,13 +67,13 @@ class Peers(TypedDict):
 def peers(logits: Mapping[str, Tensor], labels: Tensor) -> Peers:
     """Agreement, error correlation and ensemble gain of networks that predict the same samples."""
     each = torch.stack([z.double() for z in logits.values()])  # [K, N, C]
-    guess = each.argmax(-1)  # [K, N]
+    guess = predicted(each)  # [K, N]
     wrong = (guess != labels).double()
     centred = wrong - wrong.mean(1, keepdim=True)
     norm = centred.norm(dim=1)
     correlation = (centred @ centred.T) / (norm[:, None] * norm)  # 0/0 is NaN
     top1 = (100 * (1 - wrong.mean(1))).tolist()
-    ensemble = 100 * float((mean_probability(each).argmax(-1) == labels).double().mean())
+    ensemble = 100 * float((predicted(mean_probability(each)) == labels).double().mean())
     return {
         "names": list(logits),
         "agreement": (100 * (guess[:, None] == guess).double().mean(-1)).tolist(),
@@ -137,7 +137,7 @@ def consistency(
     """Of the logits `[N, C]`, and where given the features `[N, D]`, of two views of the same N >= 2 images."""
     both = (losses.kl(a.double(), b.double()) + losses.kl(b.double(), a.double())) / 2
     found: Consistency = {
-        "agreement": 100 * float((a.argmax(-1) == b.argmax(-1)).double().mean()),
+        "agreement": 100 * float((predicted(a) == predicted(b)).double().mean()),
         "kl": float(both.mean()),
         "cosine": None,
         "distance": None,
@@ -219,8 +219,8 @@ class Bin(TypedDict):
 
 def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> list[Bin]:
     """Accuracy against confidence. Σ count/N |accuracy - confidence| is `evaluate.calibration_error`."""
-    confidence, guess = losses.log_probs(logits).double().exp().max(1)  # as evaluation does, so that no edge differs
-    where, right = which_bin(confidence, bins), (guess == labels).double()
+    confidence = losses.log_probs(logits).double().exp().amax(1)  # as evaluation does, so that no edge differs
+    where, right = which_bin(confidence, bins), (predicted(logits) == labels).double()
     table: list[Bin] = []
     for i in range(bins):
         inside = where == i
@@ -232,7 +232,7 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> list[Bin]:
 
 def class_accuracy(logits: Tensor, labels: Tensor) -> list[float | None]:
     """Top-1 of each class's samples, percent; None for a class without any. `[N, C], [N] -> [C]`."""
-    right = (logits.argmax(-1) == labels).double()
+    right = (predicted(logits) == labels).double()
     return [_finite(100 * float(right[labels == c].mean())) for c in range(logits.shape[-1])]
 
 

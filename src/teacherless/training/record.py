@@ -17,6 +17,7 @@ from torch import Tensor
 
 from teacherless import losses
 from teacherless.errors import Diverged
+from teacherless.evaluation.metrics import predicted
 from teacherless.method import Output
 
 Line = dict[str, Any]
@@ -68,7 +69,7 @@ class Recorder:
         """Add one batch: terms weighted by its size, and each student's correct predictions."""
         size = len(labels)
         sums = {f"train/{name}": term.detach() * size for name, term in out.terms.items()}
-        right = 100.0 * (out.logits.argmax(-1) == losses.class_ids(labels)).sum(-1)  # [S]
+        right = 100.0 * (predicted(out.logits) == losses.class_ids(labels)).sum(-1)  # [S]
         nll, entropy = losses.ce(out.logits, labels).sum(-1), losses.entropy(out.logits).sum(-1)  # [S]
         sums[STUDENTS] = torch.stack([right, nll, entropy])  # METRICS
         for name, value in sums.items():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from teacherless.data import Loader, Source
-from teacherless.evaluation.metrics import evaluate
+from teacherless.evaluation.metrics import constant, evaluate, metrics, predict
 from teacherless.evaluation.reid import look, reid
 from teacherless.method import Method, Wants
 from teacherless.training.record import Recorder
@@ -42,7 +42,8 @@ def summarise(
     students = method.students()
     ensemble = method.ensemble()
     predictors = dict(students) | ({"ensemble": ensemble} if ensemble else {})
-    on_val = evaluate(predictors, val.epoch(0)) if val else {}
+    logits, labels = predict(predictors, val.epoch(0)) if val else ({}, torch.empty(0))
+    on_val = {name: dict(metrics(each, labels)) for name, each in logits.items()}
     on_test = evaluate(predictors, test.epoch(0)) if test else {}
     found = search(students) if search else {}
 
@@ -52,12 +53,15 @@ def summarise(
                 **{f"test_{metric}": tested.get(metric) for metric in ("top1", "nll", "ece")},
                 **{f"test_{metric}": value for metric, value in found.get(name, {}).items()}}  # fmt: skip
 
-    best = max(students, key=lambda name: on_val[name]["top1"]) if on_val else next(iter(students))
+    dead = [name for name in students if on_val and constant(logits[name])]
+    alive = [name for name in students if name not in dead] or list(students)
+    best = max(alive, key=lambda name: on_val[name]["top1"]) if on_val else alive[0]
     return {
         **head,
         "students": {n: {"params": sum(p.numel() for p in s.parameters()), **row(n)} for n, s in students.items()},
         "ensemble": row("ensemble") if ensemble or "ensemble" in found else None,
         "chosen": best,
+        **({"dead": dead} if dead else {}),  # they give every validation image the same logits
         "train_seconds": round(recorder.seconds, 3),
         "img_per_s": round(recorder.images / max(recorder.seconds, 1e-9), 1),
     }

@@ -41,6 +41,7 @@ class Verdict(NamedTuple):
 
 
 LOSSES, DML, ONE, METHOD = "losses.py", "methods/dml.py", "methods/one.py", "method.py"
+MUTUAL, PARTS = "methods/_mutual.py", "methods/_parts.py"
 DDGSD, KD, FITNETS, BYOT = "methods/ddgsd.py", "methods/kd.py", "methods/fitnets.py", "methods/byot.py"
 FRSKD, PSKD, TFKD, CSKD = "methods/frskd.py", "methods/ps_kd.py", "methods/tf_kd.py", "methods/cs_kd.py"
 PLAIN, SMOOTHING, SNAPSHOT = "methods/plain.py", "methods/label_smoothing.py", "methods/snapshot.py"
@@ -62,12 +63,12 @@ MUTANTS = [
     Mutant("soft CE: mean over classes", LOSSES, "* log_probs(logits)).sum(-1)", "* log_probs(logits)).mean(-1)"),
     Mutant("CE: the likeliest class of a mixed image only", LOSSES, "found = -(full(labels) * log_p).sum(-1)",
            "found = -(full(labels) * log_p).amax(-1)"),
-    Mutant("mutual: gradient of who listens to nobody", LOSSES, "by_mimicry[rows] * q.sum(-1, keepdim=True)",
+    Mutant("mutual: gradient of who listens to nobody", MUTUAL, "by_mimicry[rows] * q.sum(-1, keepdim=True)",
            "by_mimicry[rows]"),
-    Mutant("mutual: smoothing has no gradient", LOSSES, "if ctx.smoothing:", "if False:"),
-    Mutant("mutual: target's gradient flipped", LOSSES, "by_mimicry[rows], value=-1)", "by_mimicry[rows], value=1)"),
-    Mutant("mutual: what was kept is spoilt for a second gradient", LOSSES, "g = here * (by_ce", "g = here.mul_(by_ce"),
-    Mutant("mutual: no second derivative", LOSSES, "if torch.is_grad_enabled():", "if False:"),
+    Mutant("mutual: smoothing has no gradient", MUTUAL, "if ctx.smoothing:", "if False:"),
+    Mutant("mutual: target's gradient flipped", MUTUAL, "by_mimicry[rows], value=-1)", "by_mimicry[rows], value=1)"),
+    Mutant("mutual: what was kept is spoilt for a second gradient", MUTUAL, "g = here * (by_ce", "g = here.mul_(by_ce"),
+    Mutant("mutual: no second derivative", MUTUAL, "if torch.is_grad_enabled():", "if False:"),
     Mutant("entropy: sign", LOSSES, "return -(log_p.exp() * log_p)", "return (log_p.exp() * log_p)"),
     Mutant("virtual teacher: rest over all classes", LOSSES, "(like.shape[-1] - 1)", "like.shape[-1]"),
     Mutant("MMD per sample", LOSSES, "(full(a).mean(0) - full(b).mean(0)).square().sum()",
@@ -81,10 +82,10 @@ MUTANTS = [
     #
     Mutant("terms averaged, not added", METHOD, "torch.stack(list(self.terms.values())).sum()",
            "torch.stack(list(self.terms.values())).mean()"),
-    Mutant("teacher in train mode", METHOD, "copy.deepcopy(net).eval()", "copy.deepcopy(net).train()"),
-    Mutant("teacher not copied", METHOD, "copy.deepcopy(net).eval()", "net.eval()"),
-    Mutant("teacher learns", METHOD, ".requires_grad_(False)", ".requires_grad_(True)"),
-    Mutant("ensemble: mean of logits", METHOD, "net(x).float().log_softmax(-1)", "net(x).float()"),
+    Mutant("teacher in train mode", PARTS, "copy.deepcopy(net).eval()", "copy.deepcopy(net).train()"),
+    Mutant("teacher not copied", PARTS, "copy.deepcopy(net).eval()", "net.eval()"),
+    Mutant("teacher learns", PARTS, ".requires_grad_(False)", ".requires_grad_(True)"),
+    Mutant("ensemble: mean of logits", PARTS, "net(x).float().log_softmax(-1)", "net(x).float()"),
     #
     Mutant("plain: smoothing ignored", PLAIN, "batch.labels, self.smoothing", "batch.labels"),
     Mutant("label smoothing: never set", SMOOTHING, "self.smoothing = smoothing", "pass"),
@@ -100,7 +101,7 @@ MUTANTS = [
     Mutant("DML: mean over K, not K-1", DML, "rest = len(own) - 1", "rest = len(own)"),
     Mutant("DML: 1/(K-1) dropped", DML, "rest = len(own) - 1", "rest = 1"),
     Mutant("DML: peers not constant", DML, "constants = log_p.detach()", "constants = log_p"),
-    Mutant("DML: everyone heard not constant", DML, "self.gather(log_p.detach())", "self.gather(log_p)"),
+    Mutant("DML: gathered predictions not constant", DML, "self.gather(log_p.detach())", "self.gather(log_p)"),
     Mutant("DML: T² dropped", DML, "self.weight * self.temperature**2", "self.weight"),
     Mutant("DML: symmetric, backwards only", DML, "found = (found + backward) / 2", "found = backward"),
     Mutant("DML: symmetric, forwards only", DML, "found = (found + backward) / 2", "found = found"),
@@ -115,9 +116,9 @@ MUTANTS = [
     Mutant("DML: ramp ignored", DML, "        if self.ramp_epochs:\n", "        if False:\n"),
     Mutant("DML: smoothing ignored", DML, "losses.nll(shared, labels, self.smoothing)", "losses.nll(shared, labels)"),
     Mutant("DML: CE softened too", DML, "shared = log_p if self.temperature == 1 else", "shared = log_p if True else"),
-    Mutant("DML: smoothing ignored in the usual case", DML, "self.exchange, self.smoothing)", "self.exchange)"),
-    Mutant("DML: any temperature is the usual case", DML, '"pairwise" and self.temperature == 1', '"pairwise"'),
-    Mutant("DML: shares as labels are the usual case", DML, " and labels.dim() == 1", ""),
+    Mutant("DML: smoothing ignored in the closed form", DML, "self.exchange, self.smoothing)", "self.exchange)"),
+    Mutant("DML: any temperature is the closed form", DML, '"pairwise" and self.temperature == 1', '"pairwise"'),
+    Mutant("DML: shares as labels are the closed form", DML, " and labels.dim() == 1", ""),
     Mutant("DML: views, not peers, in the log", DML, "own.detach()[:: self.views]", "own.detach()[: len(self.peers)]"),
     Mutant("DML in turn: idle peers' buffers move", DML,
            "functional_call(peer, {name: b.clone() for name, b in peer.named_buffers()}, (x,))", "peer(x)"),
@@ -133,8 +134,9 @@ MUTANTS = [
            "losses.kl(mixed, each.detach(), self.temperature)"),
     Mutant("ONE: mean over branches", ONE, "* kl).mean(1).sum()", "* kl).mean(1).mean()"),
     Mutant("ONE: kl_weight ignored", ONE, "self.kl_weight * (ramp(", "(ramp("),
-    Mutant("ramp off by one", ONE, "left = 1 - progress.epoch.to(dtype)", "left = 1 - (progress.epoch.to(dtype) + 1)"),
-    Mutant("ramp goes on rising", ONE, ".clamp(max=epochs)", ""),
+    Mutant("ramp off by one", PARTS,
+           "left = 1 - progress.epoch.to(dtype)", "left = 1 - (progress.epoch.to(dtype) + 1)"),
+    Mutant("ramp goes on rising", PARTS, ".clamp(max=epochs)", ""),
     Mutant("ONE: ensemble's smoothing ignored", ONE, "losses.ce(mixed, batch.labels, self.smoothing)",
            "losses.ce(mixed, batch.labels)"),
     Mutant("ONE: new branches are copies", ONE, "student.pretrained if copy_init is None else copy_init", "True"),
@@ -215,8 +217,10 @@ def suites(file: str) -> list[list[str]]:
     if file == LOSSES:
         return [["tests/test_losses.py"]]
     matrix = "tests/test_all_methods.py"
-    if file == METHOD:
-        return [["tests/methods/test_kd.py", "tests/methods/test_dml.py"], [matrix]]
+    if file == MUTUAL:
+        return [["tests/test_losses.py"], ["tests/methods/test_dml.py"]]
+    if file in (METHOD, PARTS):
+        return [["tests/methods/test_kd.py", "tests/methods/test_dml.py", "tests/methods/test_one.py"], [matrix]]
     stem = Path(file).stem
     own = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "methods").glob(f"test_{stem}*.py"))
     return [*([own] if own else []), [matrix, "-k", f"[{stem.replace('_', '-')}]"]]

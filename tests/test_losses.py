@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from teacherless import losses
+from teacherless.methods import _mutual
+from teacherless.methods._mutual import mutual
 
 F64 = torch.float64
 B, C = 5, 7
@@ -223,8 +225,8 @@ def test_mutual_is_what_autograd_makes_of_the_equation(
     many: int, smoothing: float, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values and gradients of each term alone and both together, whole and in slices, and a peer nobody answers."""
-    monkeypatch.setattr(losses, "MANY", many)
-    monkeypatch.setattr(losses, "SLICE", 2 * C)
+    monkeypatch.setattr(_mutual, "LARGE", many)
+    monkeypatch.setattr(_mutual, "CACHE", 2 * C)
     z = noise(3, 3, B, C, scale=5).to(dtype)
     z[0, 0] *= 100  # as sure as can be
 
@@ -239,7 +241,7 @@ def test_mutual_is_what_autograd_makes_of_the_equation(
         return losses.nll(log_p, LABELS, smoothing), others[..., -1] - (others[..., :-1] * log_p).sum(-1)
 
     results = []
-    for pair in (plain, lambda z: losses.mutual(z, LABELS, exchange, smoothing)):
+    for pair in (plain, lambda z: mutual(z, LABELS, exchange, smoothing)):
         leaf = z.clone().requires_grad_()
         ce, mimicry = pair(leaf)
         assert ce.shape == mimicry.shape == (3, B) and ce.dtype == torch.promote_types(dtype, torch.float32)
@@ -255,10 +257,10 @@ def test_mutual_is_what_autograd_makes_of_the_equation(
 
 @pytest.mark.parametrize("many", [0, 2**20])
 def test_mutual_is_one_graph(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "MANY", many)
+    monkeypatch.setattr(_mutual, "LARGE", many)
 
     def loss(z: Tensor) -> Tensor:
-        return torch.stack(losses.mutual(z, LABELS, lambda own: (own.sum(0) - own) / 2)).sum()
+        return torch.stack(mutual(z, LABELS, lambda own: (own.sum(0) - own) / 2)).sum()
 
     z = noise(0, 3, B, C).requires_grad_()
     torch._dynamo.reset()

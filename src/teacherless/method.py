@@ -8,9 +8,7 @@ up to the loss. `students()` is what is shipped: plain networks with the plain a
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -100,37 +98,3 @@ class Method(nn.Module):
     def param_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups: one for each student or peer whose settings may differ."""
         return [{"name": "student", "params": list(self.parameters())}]
-
-
-class Frozen:
-    """A network that is only read (a teacher). Not an `nn.Module`, on purpose: in no optimizer, no checkpoint, no
-    `.train()` call and no DDP bucket. It follows its input's device."""
-
-    def __init__(self, net: nn.Module) -> None:
-        self.net = copy.deepcopy(net).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
-        """The teacher's logits for `x`."""
-        logits: Tensor = self.at(x)(x)
-        return logits
-
-    def at(self, x: Tensor) -> Any:
-        """The teacher on the device of `x` (call its `features` under `torch.no_grad()`)."""
-        if next(self.net.parameters(), x).device != x.device:
-            self.net.to(x.device)
-        return self.net
-
-
-class MeanProbability(nn.Module):
-    """An ensemble of networks by the mean of their probabilities; returns log-probabilities, which are logits."""
-
-    def __init__(self, nets: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.nets = nn.ModuleList(nets)
-
-    def forward(self, x: Any) -> Tensor:
-        """log mean_k softmax(z_k). `[B, ...] -> [B, C]`."""
-        each = torch.stack([net(x).float().log_softmax(-1) for net in self.nets])  # [K, B, C]
-        mean: Tensor = each.logsumexp(0) - math.log(len(self.nets))
-        return mean

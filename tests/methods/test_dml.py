@@ -11,10 +11,9 @@ import torch
 from conftest import CLASSES, batch, tiny
 from torch import Tensor, nn
 
-from teacherless import losses as functions
 from teacherless.errors import InputError
 from teacherless.method import Batch, Progress
-from teacherless.methods import DML
+from teacherless.methods import DML, _mutual
 
 F64 = torch.float64
 
@@ -65,7 +64,7 @@ def test_many_classes_take_the_path_of_little_memory(
     if shares:
         data = data._replace(labels=torch.eye(CLASSES, dtype=F64)[data.labels])
     for many in (0, 2**20):
-        monkeypatch.setattr(functions, "MANY", many)
+        monkeypatch.setattr(_mutual, "LARGE", many)
         method = DML(*[tiny(i, dtype=F64) for i in range(3)], **options)
         method.smoothing = 0.1
         out = method(data)

@@ -12,7 +12,7 @@ from conftest import CLASSES, batch, tiny
 from torch import Tensor, nn
 
 from teacherless.errors import InputError
-from teacherless.methods._maps import resize
+from teacherless.methods._parts import resize
 from teacherless.methods.frskd import FRSKD, Mix, shrink_by_maximum
 from teacherless.models import create
 from teacherless.models.staged import Staged

@@ -17,10 +17,9 @@ from conftest import batch, tiny
 from torch import Tensor, nn
 
 import teacherless as tl
-from teacherless import losses
 from teacherless.data import as_loader
 from teacherless.method import Batch
-from teacherless.methods import METHODS
+from teacherless.methods import METHODS, _mutual
 from teacherless.training import checkpoint
 from teacherless.training.engines import threads
 from teacherless.training.loop import Training
@@ -193,7 +192,7 @@ def twenty_steps(engine: str, k: int, amp: bool, **options: Any) -> list[Tensor]
 def test_threads_are_the_loop_bit_for_bit(
     k: int, options: Any, many: int, amp: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "MANY", many)  # 0: the path of little memory
+    monkeypatch.setattr(_mutual, "LARGE", many)  # 0: the path of little memory
     loop, apart = (twenty_steps(engine, k, amp, **options) for engine in ("loop", "threads"))
     assert all(torch.equal(a, b) for a, b in zip(loop[:-1], apart[:-1], strict=True))
     torch.testing.assert_close(loop[-1], apart[-1], rtol=1e-6, atol=0)  # sums of terms: in another order

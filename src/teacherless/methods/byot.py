@@ -51,7 +51,7 @@ from torch.nn import functional as F
 from teacherless import losses
 from teacherless.method import Batch, Method, Output, Progress
 from teacherless.methods import _checks as checks
-from teacherless.methods._maps import resize
+from teacherless.methods._parts import resize
 from teacherless.models.layers import conv, conv_bn, conv_bn_relu
 from teacherless.models.staged import Insides, fresh
 

@@ -62,9 +62,10 @@ from torch.func import functional_call
 
 from teacherless import losses
 from teacherless.errors import InputError, unknown
-from teacherless.method import Batch, Exchange, MeanProbability, Method, Output, Progress, Wants
+from teacherless.method import Batch, Exchange, Method, Output, Progress, Wants
 from teacherless.methods import _checks as checks
-from teacherless.methods.one import ramp
+from teacherless.methods._mutual import mutual
+from teacherless.methods._parts import MeanProbability, ramp
 
 Gather = Callable[[Tensor], tuple[Tensor, slice]]
 
@@ -79,7 +80,7 @@ def mean_of_others(own: Tensor) -> Tensor:
     return torch.sub(total, own, alpha=1 / rest, out=own)
 
 
-def everyone(own: Tensor) -> tuple[Tensor, slice]:
+def gather_local(own: Tensor) -> tuple[Tensor, slice]:
     """The local gather: all predictions are ours. `[k, B, C] -> all [K, B, C], and which rows of it are ours`."""
     return own, slice(None)
 
@@ -93,12 +94,12 @@ def listening(topology: str | Sequence[Sequence[float]], peers: int) -> Tensor:
         return _checked(topology, peers)
     a = torch.zeros(peers, peers, dtype=torch.float64)
     for k in range(peers):
-        heard = {"complete": [j for j in range(peers) if j != k], "ring": [(k - 1) % peers],
+        sources = {"complete": [j for j in range(peers) if j != k], "ring": [(k - 1) % peers],
                  "star": [0] if k else [*range(1, peers)], "weak-to-strong": [*range(k + 1, peers)]}  # fmt: skip
-        if topology not in heard:
-            raise unknown("topology", topology, heard)
-        for j in heard[topology]:
-            a[k, j] = 1 / len(heard[topology])
+        if topology not in sources:
+            raise unknown("topology", topology, sources)
+        for j in sources[topology]:
+            a[k, j] = 1 / len(sources[topology])
     return a
 
 
@@ -154,7 +155,7 @@ class DML(Method):
         topology: Literal["complete", "ring", "star", "weak-to-strong"] | tuple[tuple[float, ...], ...] = "complete",
         views: int = 1,
         exchange: Exchange = mean_of_others,
-        gather: Gather = everyone,
+        gather: Gather = gather_local,
     ) -> None:
         super().__init__()
         if len(peers) * views < 2:
@@ -197,9 +198,9 @@ class DML(Method):
 
     def _scores(self, own: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy and mimicry of each prediction. `[k, B, C], [B] or [B, C] -> [k, B], [k, B]`."""
-        usual = self.complete and self.mimicry == "pairwise" and self.temperature == 1
-        if usual and self.update == "simultaneous" and labels.dim() == 1:
-            ce, mimicry = losses.mutual(own, labels, self.exchange, self.smoothing)
+        closed = self.complete and self.mimicry == "pairwise" and self.temperature == 1
+        if closed and self.update == "simultaneous" and labels.dim() == 1:
+            ce, mimicry = mutual(own, labels, self.exchange, self.smoothing)
         else:
             log_p = losses.log_probs(own, self.temperature)
             mimicry = self._from_mean(log_p) if self.complete else self._from_all(log_p)
@@ -211,8 +212,8 @@ class DML(Method):
         """Mimicry of the mean of all the others. `[k, B, C] -> [k, B]`."""
         constants = log_p.detach()
         p = constants.exp()
-        voices = torch.cat([p, (p * constants).sum(-1, keepdim=True)], -1)  # [k, B, C+1]: Σ p log p travels beside p
-        others = self.exchange(voices)
+        message = torch.cat([p, (p * constants).sum(-1, keepdim=True)], -1)  # [k, B, C+1]: Σ p log p travels beside p
+        others = self.exchange(message)
         target, constant = others[..., :-1], others[..., -1]
         if self.mimicry == "dml_e":
             constant = _neg_entropy(target)
@@ -220,17 +221,17 @@ class DML(Method):
 
     def _from_all(self, log_p: Tensor) -> Tensor:
         """Mimicry of whom each peer listens to. `[k, B, C] -> [k, B]`."""
-        heard, mine = self.gather(log_p.detach())  # [K, B, C]
+        all_log_p, mine = self.gather(log_p.detach())  # [K, B, C]
         rows = self.listening[mine].to(log_p)  # [k, K]
         if self.reduce == "sum":
             rows = rows * (rows > 0).sum(1, keepdim=True)
-        p = heard.exp()
+        p = all_log_p.exp()
         target = _mix(rows, p)  # [k, B, C]
-        constant = _neg_entropy(target) if self.mimicry == "dml_e" else _mix(rows, (p * heard).sum(-1))
+        constant = _neg_entropy(target) if self.mimicry == "dml_e" else _mix(rows, (p * all_log_p).sum(-1))
         found = constant - (target * log_p).sum(-1)
         if self.mimicry == "symmetric":
             own = log_p.exp()
-            backward = rows.sum(1)[:, None] * (own * log_p).sum(-1) - (own * _mix(rows, heard)).sum(-1)
+            backward = rows.sum(1)[:, None] * (own * log_p).sum(-1) - (own * _mix(rows, all_log_p)).sum(-1)
             found = (found + backward) / 2
         return found
 
@@ -266,10 +267,10 @@ class DML(Method):
         return [{"name": f"peer{i}", "params": list(peer.parameters())} for i, peer in enumerate(self.peers)]
 
 
-def _mix(rows: Tensor, voices: Tensor) -> Tensor:
-    """Σ_l rows[k, l] voices[l], summed in peer order, so that every engine gives the same bits. `[k, K], [K, ...]`."""
-    shape = (-1, *[1] * (voices.dim() - 1))
-    return reduce(torch.add, [rows[:, j].reshape(shape) * voice for j, voice in enumerate(voices.unbind(0))])
+def _mix(rows: Tensor, values: Tensor) -> Tensor:
+    """Σ_l rows[k, l] values[l], summed in peer order, so that every engine gives the same bits. `[k, K], [K, ...]`."""
+    shape = (-1, *[1] * (values.dim() - 1))
+    return reduce(torch.add, [rows[:, j].reshape(shape) * value for j, value in enumerate(values.unbind(0))])
 
 
 def _neg_entropy(probs: Tensor) -> Tensor:

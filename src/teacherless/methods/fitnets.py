@@ -49,9 +49,9 @@ import torch
 from torch import Tensor, nn
 
 from teacherless import losses
-from teacherless.method import Batch, Frozen, Method, Output, Progress
+from teacherless.method import Batch, Method, Output, Progress
 from teacherless.methods import _checks as checks
-from teacherless.methods._maps import resize
+from teacherless.methods._parts import Frozen, resize
 
 
 class FitNets(Method):

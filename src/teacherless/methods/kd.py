@@ -37,8 +37,9 @@ from typing import Any, ClassVar
 from torch import nn
 
 from teacherless import losses
-from teacherless.method import Batch, Frozen, Method, Output, Progress
+from teacherless.method import Batch, Method, Output, Progress
 from teacherless.methods import _checks as checks
+from teacherless.methods._parts import Frozen
 
 
 class KD(Method):

@@ -56,6 +56,7 @@ from teacherless import losses
 from teacherless.errors import InputError
 from teacherless.method import Batch, Method, Output, Progress
 from teacherless.methods import _checks as checks
+from teacherless.methods._parts import ramp
 from teacherless.models.staged import Insides
 
 
@@ -128,8 +129,8 @@ class ONE(Method):
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of each branch and of the ensemble. `[B, ...] -> [m, B, C], [B, C]`."""
         maps = [trunk(x) for trunk in self.trunks]  # of the one trunk, or of m
-        heard = maps * (len(self.branches) // len(maps))
-        each = torch.stack([losses.full(branch(f)) for branch, f in zip(self.branches, heard, strict=True)])
+        shared = maps * (len(self.branches) // len(maps))
+        each = torch.stack([losses.full(branch(f)) for branch, f in zip(self.branches, shared, strict=True)])
         if self.gate is None:
             return each, each.mean(0)
         # Multiplied and summed, not a matrix product: autocast would compute that in half precision.
@@ -169,14 +170,6 @@ class Mean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As the class says."""
         return x.mean(1) if x.dim() == 3 else F.adaptive_avg_pool2d(x, 1) if x.dim() == 4 else x
-
-
-def ramp(progress: Progress, epochs: int, dtype: torch.dtype) -> Tensor:
-    """exp(-5 (1 - t/epochs)²) for t < epochs, then 1 (Laine & Aila 2017). A 0-d tensor."""
-    if epochs == 0:
-        return torch.ones_like(progress.epoch, dtype=dtype)
-    left = 1 - progress.epoch.to(dtype).clamp(max=epochs) / epochs
-    return torch.exp(-5 * left.square())
 
 
 def _gate(channels: int, branches: int) -> nn.Module:

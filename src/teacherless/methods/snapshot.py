@@ -41,7 +41,7 @@ import copy
 from torch import nn
 
 from teacherless.errors import InputError
-from teacherless.method import MeanProbability
+from teacherless.methods._parts import MeanProbability
 from teacherless.methods.plain import Plain
 
 

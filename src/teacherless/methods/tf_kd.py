@@ -45,8 +45,9 @@ from torch import Tensor, nn
 
 from teacherless import losses
 from teacherless.errors import InputError
-from teacherless.method import Batch, Frozen, Method, Output, Progress
+from teacherless.method import Batch, Method, Output, Progress
 from teacherless.methods import _checks as checks
+from teacherless.methods._parts import Frozen
 
 
 class TFKD(Method):

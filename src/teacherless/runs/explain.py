@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from teacherless import losses
-from teacherless.method import Batch, Frozen, Method, Progress
+from teacherless.method import Batch, Method, Progress
+from teacherless.methods._parts import Frozen
 from teacherless.runs.build import build_method, load_source, settable
 from teacherless.runs.config import Run
 from teacherless.training.step import make_optimizer, train_step

@@ -7,7 +7,7 @@ from pathlib import Path
 from teacherless.data import Loader
 from teacherless.errors import InputError
 from teacherless.evaluation.metrics import evaluate
-from teacherless.method import MeanProbability
+from teacherless.methods._parts import MeanProbability
 from teacherless.runs.build import load_source
 from teacherless.runs.config import Run
 from teacherless.runs.stored import read_run

@@ -22,7 +22,8 @@ from teacherless import losses
 from teacherless.data import as_loader
 from teacherless.errors import InputError, Stopped
 from teacherless.evaluation.metrics import evaluate, evaluating
-from teacherless.method import Batch, Frozen, Method, Progress, Wants
+from teacherless.method import Batch, Method, Progress, Wants
+from teacherless.methods._parts import Frozen
 from teacherless.models.files import save_student
 from teacherless.training import checkpoint, folder
 from teacherless.training.ema import Average

@@ -1,7 +1,7 @@
 """One worker thread per core, each with some of the students: small networks use a machine's cores better side by side
 than one after the other.
 
-The numbers are those of the loop with one thread, to the bit: students compute alone, and what they tell each other is
+The numbers are those of the loop with one thread, to the bit: students compute alone, and what they exchange is
 summed in their order, not in that of their arrival.
 """
 
@@ -51,38 +51,36 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class Meeting:
-    """The exchange between threads: leave yours, wait for all, sum everyone's in the students' order.
+class ThreadExchange:
+    """The exchange between threads: fill your slot, wait for all, sum the slots in the students' order.
 
     Args:
-        hands: the students of each worker.
+        assigned: the students of each worker.
     """
 
-    def __init__(self, hands: Sequence[Sequence[int]]) -> None:
-        self.barrier = threading.Barrier(len(hands))
-        self.left: list[Sequence[Tensor]] = [()] * len(hands)
-        places = [(student, worker, i) for worker, hand in enumerate(hands) for i, student in enumerate(hand)]
-        self.order = [(worker, i) for _, worker, i in sorted(places)]
-        self.sizes = [len(hand) for hand in hands]
+    def __init__(self, assigned: Sequence[Sequence[int]]) -> None:
+        self.barrier = threading.Barrier(len(assigned))
+        self.slots: list[Sequence[Tensor]] = [()] * len(assigned)
+        places = {student: (worker, i) for worker, own in enumerate(assigned) for i, student in enumerate(own)}
+        self.order = [places[student] for student in sorted(places)]
+        self.sizes = [len(students) for students in assigned]
 
     def exchange(self, worker: int) -> Exchange:
         """The exchange of one worker: `own [k, B, C+1] -> mean over the others [k, B, C+1]`."""
 
-        def meet(own: Tensor) -> Tensor:
-            self.left[worker] = own.view(self.sizes[worker], -1, *own.shape[1:]).unbind(
-                0
-            )  # of each student [V, B, C+1]
+        def mean_of_others(own: Tensor) -> Tensor:
+            self.slots[worker] = own.view(self.sizes[worker], -1, *own.shape[1:]).unbind(0)  # each [V, B, C+1]
             self.barrier.wait()
-            voices = [voice for worker, i in self.order for voice in self.left[worker][i]]  # K·V of [B, C+1]
-            rest = len(voices) - 1
-            total = functools.reduce(torch.add, voices).div_(rest)
+            messages = [message for worker, i in self.order for message in self.slots[worker][i]]  # K·V of [B, C+1]
+            rest = len(messages) - 1
+            total = functools.reduce(torch.add, messages).div_(rest)
             return torch.sub(total, own, alpha=1 / rest)
 
-        return meet
+        return mean_of_others
 
     def over(self) -> None:
-        """Everyone has left: ready for the next step."""
-        self.left = [()] * len(self.left)
+        """All workers are done: ready for the next step."""
+        self.slots = [()] * len(self.slots)
         self.barrier.reset()
 
 
@@ -98,15 +96,15 @@ class Threads:
 
     def __init__(self, method: Method, batch: Batch) -> None:
         costs = [cost(student, batch.inputs[0][:2]) for student in method.students().values()]
-        self.hands = deal(costs, min(len(costs), cores()))
-        self.meeting = Meeting(self.hands)
+        self.assigned = deal(costs, min(len(costs), cores()))
+        self.shared = ThreadExchange(self.assigned)
         self.parts = []
-        for worker, hand in enumerate(self.hands):
-            part = method.shard(hand, self.meeting.exchange(worker))
+        for worker, students in enumerate(self.assigned):
+            part = method.shard(students, self.shared.exchange(worker))
             assert part is not None
             self.parts.append(part)
         # The initializer, since the number of threads is a thread's own too, until it has asked for the global one.
-        self.pool = ThreadPoolExecutor(len(self.hands), "teacherless", torch.set_num_threads, (1,))
+        self.pool = ThreadPoolExecutor(len(self.assigned), "teacherless", torch.set_num_threads, (1,))
         self.checked = False
 
     def close(self) -> None:
@@ -118,11 +116,11 @@ class Threads:
         before = None if self.checked else torch.get_rng_state()
         grad = torch.is_grad_enabled()
         jobs = [
-            self.pool.submit(self._work, one, part, share(optimizer, hand), grad)
-            for part, hand in zip(self.parts, self.hands, strict=True)
+            self.pool.submit(self._work, one, part, share(optimizer, students), grad)
+            for part, students in zip(self.parts, self.assigned, strict=True)
         ]
         all_done(jobs)
-        self.meeting.over()
+        self.shared.over()
         errors = [error for job in jobs if (error := job.exception())]
         if errors:
             raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
@@ -136,23 +134,23 @@ class Threads:
             with torch.set_grad_enabled(grad):
                 return one(part, optimizer)
         except BaseException:
-            self.meeting.barrier.abort()
+            self.shared.barrier.abort()
             raise
 
     def _together(self, outputs: list[Output]) -> Output:
         """Terms added up, students' logits in their order."""
         terms = {name: torch.stack([out.terms[name] for out in outputs]).sum() for name in outputs[0].terms}
         rows = [row for out in outputs for row in out.logits]
-        order = [student for hand in self.hands for student in hand]
+        order = [student for students in self.assigned for student in students]
         return Output(terms, torch.stack([row for _, row in sorted(zip(order, rows, strict=True), key=lambda p: p[0])]))
 
 
 def deal(costs: Sequence[int], workers: int) -> list[list[int]]:
     """Students to workers, dearest first, each to whoever has least to do. A rule of the costs alone."""
-    hands: list[list[int]] = [[] for _ in range(workers)]
+    assigned: list[list[int]] = [[] for _ in range(workers)]
     for student in sorted(range(len(costs)), key=lambda i: -costs[i]):
-        min(hands, key=lambda hand: (sum(costs[i] for i in hand), len(hand))).append(student)
-    return [sorted(hand) for hand in hands]
+        min(assigned, key=lambda students: (sum(costs[i] for i in students), len(students))).append(student)
+    return [sorted(students) for students in assigned]
 
 
 @torch.no_grad()

@@ -1,0 +1,68 @@
+"""What several methods are made of: a ramp, a frozen teacher, an ensemble, maps of one size."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from teacherless.method import Progress
+
+
+def ramp(progress: Progress, epochs: int, dtype: torch.dtype) -> Tensor:
+    """exp(-5 (1 - t/epochs)²) for t < epochs, then 1 (Laine & Aila 2017). A 0-d tensor."""
+    if epochs == 0:
+        return torch.ones_like(progress.epoch, dtype=dtype)
+    left = 1 - progress.epoch.to(dtype).clamp(max=epochs) / epochs
+    return torch.exp(-5 * left.square())
+
+
+class Frozen:
+    """A network that is only read (a teacher). Not an `nn.Module`, on purpose: in no optimizer, no checkpoint, no
+    `.train()` call and no DDP bucket. It follows its input's device."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """The teacher's logits for `x`."""
+        logits: Tensor = self.at(x)(x)
+        return logits
+
+    def at(self, x: Tensor) -> Any:
+        """The teacher on the device of `x` (call its `features` under `torch.no_grad()`)."""
+        if next(self.net.parameters(), x).device != x.device:
+            self.net.to(x.device)
+        return self.net
+
+
+class MeanProbability(nn.Module):
+    """An ensemble of networks by the mean of their probabilities; returns log-probabilities, which are logits."""
+
+    def __init__(self, nets: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, x: Any) -> Tensor:
+        """log mean_k softmax(z_k). `[B, ...] -> [B, C]`."""
+        each = torch.stack([net(x).float().log_softmax(-1) for net in self.nets])  # [K, B, C]
+        mean: Tensor = each.logsumexp(0) - math.log(len(self.nets))
+        return mean
+
+
+def resize(x: Tensor, height: int, width: int) -> Tensor:
+    """Average down, repeat up. `[B, C, H, W] -> [B, C, height, width]`."""
+    h, w = x.shape[-2:]
+    if (h, w) == (height, width):
+        return x
+    if h % height == 0 and w % width == 0:  # as below, but its gradient is deterministic on a GPU
+        return F.avg_pool2d(x, (h // height, w // width))
+    return (
+        F.interpolate(x, (height, width)) if h <= height and w <= width else F.adaptive_avg_pool2d(x, (height, width))
+    )

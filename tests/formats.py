@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,24 @@ def write_svhn(root: Path, per_class: int) -> dict[str, tuple[Array, Array]]:
                 do_compression=True)  # fmt: skip
         parts[part] = images, labels
     return parts
+
+
+def idx(array: Array) -> bytes:
+    """An array of bytes as Fashion-MNIST's authors write it."""
+    header = bytes((0, 0, 8, array.ndim)) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+def write_fashion(root: Path, per_class: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Fashion-MNIST's four files, train gzipped, test (a quarter as large) not; returns images and labels of both."""
+    written = []
+    for part, n in (("train", 10 * per_class), ("t10k", 10 * -(-per_class // 4))):
+        images, labels = noise(n, 28, seed=n)[..., 0], np.arange(n) % 10
+        pack, suffix = (gzip.compress, ".gz") if part == "train" else (bytes, "")
+        (root / f"{part}-images-idx3-ubyte{suffix}").write_bytes(pack(idx(images)))
+        (root / f"{part}-labels-idx1-ubyte{suffix}").write_bytes(pack(idx(labels)))
+        written.append((images, labels))
+    return written[0], written[1]
 
 
 def write_market(root: Path, persons: int, images: int = 6) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -91,6 +92,20 @@ def test_evaluate_says_what_the_summary_says(finished: Path, capsys: pytest.Capt
     assert "ensemble" in shown
     assert main(["evaluate", str(finished / "students" / "peer1"), "--split", "val"]) == 0
     assert f"{summary['students']['peer1']['val_top1']:.2f}" in capsys.readouterr().out
+
+
+def test_other_data_is_evaluated_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run's --train-samples, --val-fraction, --aug and --small are of its own data."""
+    out, images = tmp_path / "run", np.zeros((500, 8, 8, 1), np.uint8)
+    few = {"x_train": images[:20], "y_train": np.arange(20) % 10}
+    np.savez(tmp_path / "other.npz", **few, x_test=images, y_test=np.arange(500) % 10)
+    own = ["--train-samples", "100", "--val-fraction", "0", "--aug", "cutout=4", "--small"]
+    assert main(["train", "plain", "--student", "small-cnn", "-b", "8", "--out", str(out), *own]) == 0
+    stored = json.loads((out / "run.json").read_text())["settings"]
+    assert stored["train_samples"] == 100 and stored["small"]
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--data", f"npz:{tmp_path / 'other.npz'}"]) == 0
+    assert "10.00" in capsys.readouterr().out, "one class of ten, of all 500 images"
 
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,12 +7,13 @@ import io
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from formats import write_cifar, write_imagenet, write_market, write_svhn, write_tiny
+from formats import write_cifar, write_fashion, write_imagenet, write_market, write_svhn, write_tiny
 from PIL import Image
 from scipy.io import savemat
 
@@ -364,8 +365,6 @@ class FakeSet:
 
 
 def test_torchvision_and_hugging_face_by_their_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
     modules = __import__("sys").modules
     monkeypatch.setitem(modules, "torchvision", SimpleNamespace(datasets=SimpleNamespace(CatsDogs=FakeSet)))
     source = load("torch/catsdogs", val_fraction=0)
@@ -384,10 +383,50 @@ def test_torchvision_and_hugging_face_by_their_contracts(monkeypatch: pytest.Mon
     loaded = {"train": Split(rows), "validation": Split(rows[:4])}
     monkeypatch.setitem(modules, "datasets", SimpleNamespace(load_dataset=lambda name, cache_dir=None: loaded))
     source = load("hfds/me/set", img_size=5)
-    assert (source.name, source.size, source.channels) == ("set", (5, 5), 3)
+    assert (source.name, source.size, source.channels) == ("set", (5, 5), 1), "as gray as its images are"
     assert source.val is not None and len(source.val) == 4 and source.test is None
     Split.features = {"img": image}
     refused("found 0 columns of ClassLabel", "hfds/me/set")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "fashion-mnist"])
+def test_a_data_set_is_the_same_through_every_door(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read from the authors' files, by torchvision, by Hugging Face or from .npz: the same splits, pixels and care."""
+    if name.startswith("cifar"):
+        train, test = write_cifar(tmp_path, int(name[5:]), per_class=5)
+    elif name == "svhn":
+        parts = write_svhn(tmp_path, per_class=5)
+        train, test = ((parts[part][0], parts[part][1] % 10) for part in ("train", "test"))
+    else:
+        train, test = write_fashion(tmp_path, per_class=5)
+    ours = load(name, data_dir=tmp_path)
+    pairs = {"train": train, "test": test}
+    kind = name.replace("-", "")
+
+    def rows(part: str) -> list[tuple[Image.Image, int]]:
+        return [(Image.fromarray(image.squeeze()), int(label)) for image, label in zip(*pairs[part], strict=True)]
+
+    class Theirs(list):  # type: ignore[type-arg]
+        classes = ours.classes
+        features = {"image": type("Image", (), {})(), "label": type("ClassLabel", (), {"names": classes})()}  # noqa: RUF012
+
+        def __init__(self, root: str = "", train: bool = True) -> None:
+            super().__init__(rows("train" if train else "test"))
+
+    loaded = {part: Theirs(train=part == "train") for part in pairs}
+    for part in loaded.values():
+        part[:] = [{"image": image, "label": label} for image, label in part]
+    modules = __import__("sys").modules
+    datasets = SimpleNamespace(load_dataset=lambda name, cache_dir=None: loaded)
+    monkeypatch.setitem(modules, "torchvision", SimpleNamespace(datasets=SimpleNamespace(**{kind: Theirs})))
+    monkeypatch.setitem(modules, "datasets", datasets)
+    np.savez(tmp_path / f"{name}.npz", x_train=train[0], y_train=train[1], x_test=test[0], y_test=test[1])
+    for other in (f"torch/{kind}", f"hfds/somebody/{kind}", f"npz:{tmp_path / name}.npz"):
+        theirs = load(other)
+        same = ("size", "channels", "mean", "std", "augment", "fingerprint")
+        assert {key: getattr(theirs, key) for key in same} == {key: getattr(ours, key) for key in same}, other
+        for split in ("train", "val", "test"):
+            assert torch.equal(getattr(theirs, split).labels, getattr(ours, split).labels)
 
 
 def test_few_of_every_split(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from formats import idx, write_fashion
+from formats import noise as noise_images
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -172,6 +174,16 @@ def test_classmate_is_another_image_of_the_class() -> None:
     assert len(batch.inputs) == 2, "two in a class: each is the other's"
 
 
+def test_each_loop_over_a_loader_is_its_next_epoch() -> None:
+    """In a loop of one's own as in ours: `for batch in loader` must not give the same distortions for ever."""
+    ours = loader(noise(40), wants=Wants(index=True))
+    for epoch in range(3):
+        for batch, same in zip(ours, ours.epoch(epoch), strict=True):
+            assert torch.equal(batch.index, same.index) and torch.equal(batch.inputs[0], same.inputs[0])
+    first, second = next(iter(ours)), next(iter(ours))
+    assert not torch.equal(first.index, second.index), "an epoch that was left early is over too"
+
+
 def test_evaluation_reads_in_order_to_the_end() -> None:
     split = noise(23)
     batches = list(loader(split, augment=None, wants=Wants(index=True)))
@@ -277,27 +289,16 @@ def test_what_load_refuses(settings: dict[str, Any], words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def idx(array: np.ndarray[Any, Any]) -> bytes:
-    header = bytes((0, 0, 8, array.ndim)) + b"".join(n.to_bytes(4, "big") for n in array.shape)
-    return header + array.astype(np.uint8).tobytes()
-
-
 @pytest.fixture
 def fashion(tmp_path: Path) -> Path:
     """A small Fashion-MNIST in the real format: train gzipped, test not."""
-    rng = np.random.default_rng(0)
-    for part, n in (("train", 200), ("t10k", 50)):
-        pack: Callable[[bytes], bytes] = gzip.compress if part == "train" else bytes
-        suffix = ".gz" if part == "train" else ""
-        images, labels = rng.integers(0, 256, (n, 28, 28)), np.arange(n) % 10
-        (tmp_path / f"{part}-images-idx3-ubyte{suffix}").write_bytes(pack(idx(images)))
-        (tmp_path / f"{part}-labels-idx1-ubyte{suffix}").write_bytes(pack(idx(labels)))
+    write_fashion(tmp_path, per_class=20)
     return tmp_path
 
 
 def test_fashion_mnist_round_trip(fashion: Path) -> None:
     source = load("fashion-mnist", data_dir=fashion, val_fraction=0)
-    expected = np.random.default_rng(0).integers(0, 256, (200, 28, 28)).astype(np.uint8)
+    expected = noise_images(200, 28, seed=200)[..., 0]
     assert isinstance(source.train, Resident)
     assert np.array_equal(source.train.images.numpy()[..., 0], expected)
     assert source.train.labels.tolist() == [i % 10 for i in range(200)]

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from teacherless.data import images
-from teacherless.data.augment.distort import Augment
 from teacherless.data.meter import Meter
 from teacherless.data.splits import Files, Resident, stratified
 from teacherless.errors import InputError
@@ -87,11 +86,6 @@ def decoded(files: Files, stream: bool = False) -> Files | Resident:
     for row, why in bad:
         raise InputError(f"{files.root}: cannot read {files.name(row)}: {why}")
     return split
-
-
-def default_augment(size: int) -> Augment:
-    """The papers' pad-crop and flip, in the proportion they have at 32 pixels; the border mirrored, as photos go on."""
-    return Augment(pad=size // 8, mode="reflect", flip=True)
 
 
 class _Part(NamedTuple):

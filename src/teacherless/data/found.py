@@ -58,12 +58,32 @@ class Found(NamedTuple):
     classes: list[str]
     size: int  # images are size x size
     channels: int
-    augment: Augment
     train: Split
     val: Split | None
     test: Split | None
     keys: Tensor | None = None  # [N_train], what rows are known by; their number by default
     reid: Gallery | None = None
+
+
+# How training images are distorted: a data set's own, whoever reads it (`cifar10`, `torch/CIFAR10`, `hfds/…/cifar10`).
+USUAL: dict[str, Augment] = {
+    "digits": Augment(pad=1),
+    "fashionmnist": Augment(pad=2, flip=True),
+    "cifar10": Augment(pad=4, flip=True),
+    "cifar100": Augment(pad=4, flip=True),
+    "svhn": Augment(),
+    "svhnextra": Augment(),
+    "imagenet": Augment(crop=True, flip=True),
+    "market1501": Augment(flip=True),
+    "tinyimagenet": Augment(pad=8, mode="reflect", flip=True),
+}
+
+
+def usual_augment(name: str, size: int, channels: int) -> Augment:
+    """The data set's own distortions; of one nobody knows the papers' crop and flip, in the proportion they have at 32
+    pixels, the border mirrored, as photos go on; gray images may be digits or letters and are not flipped."""
+    anyone = Augment(pad=size // 8, mode="reflect", flip=channels == 3)
+    return USUAL.get("".join(filter(str.isalnum, name.lower())), anyone)
 
 
 def few(split: Split, limit: int) -> Split:

@@ -24,7 +24,8 @@ CROP_DRAW = 10  # the first of the four draws of a random-resized crop
 
 
 class Loader:
-    """Batches of a split, on the device. Stateless: batch b of epoch e is a function of (seed, e, b).
+    """Batches of a split, on the device: batch b of epoch e is a function of (seed, e, b). Each `for` over a loader is
+    its next epoch; `epoch(e)` is any of them.
 
     Images in memory move to the device once, as uint8. Files are decoded by workers, which changes nothing but the
     speed: a file that cannot be decoded is named once, and then left out of an evaluation, and in training replaced by
@@ -61,6 +62,7 @@ class Loader:
         classes: int | None = None,
     ) -> None:
         self.augment, self.wants, self.seed, self.batch_size = augment, wants, seed, batch_size
+        self.begun = 0  # epochs, by iterating
         self.device, self.workers = torch.device(device), workers
         self.mean, self.std = (torch.tensor(tuple(each), device=device) for each in (mean, std))
         self.reader: _OnDevice | _FromFiles
@@ -89,7 +91,9 @@ class Loader:
         return -(-len(self.labels) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.epoch(0)
+        """The next epoch: who iterates once more sees another order and other distortions."""
+        self.begun += 1
+        return self.epoch(self.begun - 1)
 
     def _mixer(self, classes: int | None) -> Mixer:
         assert self.augment is not None

@@ -13,8 +13,8 @@ import torch
 
 from teacherless.data.augment.distort import Augment, parse_augment
 from teacherless.data.fetch import cache_dir, download
-from teacherless.data.folder import IMG_SIZE, default_augment, read_folder
-from teacherless.data.found import Found, Gallery, Options, as_it_is, few
+from teacherless.data.folder import IMG_SIZE, read_folder
+from teacherless.data.found import Found, Gallery, Options, as_it_is, few, usual_augment
 from teacherless.data.sets.cifar import cifar10, cifar100
 from teacherless.data.sets.hub import PREFIXES
 from teacherless.data.sets.idx import read_idx
@@ -84,7 +84,8 @@ def load(
             raise InputError(f"{flag}: found {value}; must be at least 1")
     crop = aug is not None and parse_augment(aug).crop
     found = _find(name, Options(data_dir, img_size, gray, stream, crop))
-    augment = found.augment if aug is None else parse_augment(aug, found.augment)
+    augment = usual_augment(found.name, found.size, found.channels)
+    augment = augment if aug is None else parse_augment(aug, augment)
     train, val, test, reid = found.train, found.val, found.test, found.reid
     digest = hashlib.sha256()
     for split in (train, val, test, *(part.split for part in reid or () if part)):
@@ -137,7 +138,7 @@ def folder(path: Path, options: Options) -> Found:
     )
     assert train is not None
     name = path.resolve().name
-    return Found(name, read.classes, size, channels, default_augment(size), train, val, test, read.keys)
+    return Found(name, read.classes, size, channels, train, val, test, read.keys)
 
 
 def digits(options: Options) -> Found:
@@ -154,7 +155,7 @@ def digits(options: Options) -> Found:
     whole = Resident(images, torch.from_numpy(bunch.target).long())
     rest, test = stratified(whole.labels, 0.2)
     classes = [str(i) for i in range(10)]
-    return Found("digits", classes, 8, 1, Augment(pad=1), whole.take(rest), None, whole.take(test))
+    return Found("digits", classes, 8, 1, whole.take(rest), None, whole.take(test))
 
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -180,7 +181,7 @@ def fashion_mnist(options: Options) -> Found:
     as_it_is("fashion-mnist", options, 28)
     where = options.data_dir or (FASHION_DEBIAN if FASHION_DEBIAN.is_dir() else _fashion_download())
     train, test = (_idx_pair(where, part) for part in ("train", "t10k"))
-    return Found("fashion-mnist", list(FASHION), 28, 1, Augment(pad=2, flip=True), train, None, test)
+    return Found("fashion-mnist", list(FASHION), 28, 1, train, None, test)
 
 
 def _fashion_download() -> Path:

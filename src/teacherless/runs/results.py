@@ -26,8 +26,8 @@ def evaluate_folder(
         raise InputError(f"--data: {path} does not say what it was trained on; name the data")
     run = run or Run(method="plain")
     config = next(iter(students.values())).config
-    if data is not None:  # the student expects its own input size, whatever the new data's is
-        run = run.model_copy(update={"data": data, "img_size": config["input_size"][0]})
+    if data not in (None, run.data):  # nothing of what the run did to its own data, but the student's input size
+        run = Run(method=run.method, data=data, img_size=config["input_size"][0], workers=run.workers)
     source = load_source(run.model_copy(update={"data_dir": data_dir or run.data_dir}))
     for name, student in students.items():
         if len(student.config["classes"]) != len(source.classes):

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from teacherless.data.augment.distort import Augment
 from teacherless.data.fetch import cache_dir, download
 from teacherless.data.found import Found, Options, as_it_is, same_classes
 from teacherless.data.splits import Resident
@@ -76,7 +75,7 @@ def _read(release: Release, options: Options) -> Found:
     test = _records(release, where / release.test)
     classes = _class_names(release, where / release.names)
     same_classes(release.name, classes, {"train": train, "test": test})
-    return Found(release.name, classes, SIDE, 3, Augment(pad=4, flip=True), train, None, test)
+    return Found(release.name, classes, SIDE, 3, train, None, test)
 
 
 def _where(release: Release, data_dir: Path | None) -> Path:

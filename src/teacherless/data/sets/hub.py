@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from teacherless.data.augment.distort import Augment
 from teacherless.data.fetch import cache_dir
 from teacherless.data.found import Found, Options, as_it_is, same_classes
 from teacherless.data.meter import Meter
@@ -146,8 +145,8 @@ def _only(name: str, kinds: Mapping[str, str], kind: str) -> str:
 
 
 def _gather(what: str, pairs: Iterable[Sequence[Any]], count: int, options: Options) -> Resident:
-    """All images into memory: RGB (or gray), resized to `--img-size` or the first one's size."""
-    mode = "L" if options.gray else "RGB"
+    """All images into memory: gray where the first is, else RGB, resized to `--img-size` or the first one's size."""
+    mode = "" if options.gray is None else "L" if options.gray else "RGB"
     images: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
     labels: list[int] = []
     side = options.img_size
@@ -155,6 +154,7 @@ def _gather(what: str, pairs: Iterable[Sequence[Any]], count: int, options: Opti
         for row, (image, label) in enumerate(pairs):
             if not hasattr(image, "convert"):
                 raise InputError(f"{what}: row {row}: found a {type(image).__name__}; must be an image")
+            mode = mode or ("L" if image.mode in ("1", "L", "I;16") else "RGB")
             side = side or max(image.size)
             if count * side * side * len(mode) > LIMIT:
                 raise InputError(f"{what}: {count:,} images of {side}x{side} do not fit in memory; give --img-size")
@@ -205,5 +205,4 @@ def _found(name: str, classes: list[str], splits: Mapping[str, Resident], option
         raise InputError(f"{what}: found one class; a classifier needs at least two")
     same_classes(what, classes, splits)
     as_it_is(what, options._replace(gray=None, img_size=None), size, channels)
-    augment = Augment(pad=size // 8, mode="reflect", flip=channels == 3)  # gray ones may be digits or letters
-    return Found(name, classes, size, channels, augment, splits["train"], splits.get("val"), splits.get("test"))
+    return Found(name, classes, size, channels, splits["train"], splits.get("val"), splits.get("test"))

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from teacherless.data.augment.distort import Augment
 from teacherless.data.fetch import cache_dir
 from teacherless.data.folder import read_folder
 from teacherless.data.found import Found, Options, absent, as_it_is, same_classes
@@ -38,8 +37,8 @@ def imagenet(options: Options) -> Found:
     size, channels = options.img_size or 224, 1 if options.gray else 3
     folder = read_folder(root, size=size, channels=channels, stream=True)
     assert folder.val is not None
-    augment, train, test = Augment(crop=True, flip=True), cropped(folder.train), cropped(folder.val)
-    return Found("imagenet", folder.classes, size, channels, augment, train, None, test, folder.keys)
+    train, test = cropped(folder.train), cropped(folder.val)
+    return Found("imagenet", folder.classes, size, channels, train, None, test, folder.keys)
 
 
 def cropped(split: Split) -> Split:
@@ -78,13 +77,12 @@ def tiny_imagenet(options: Options) -> Found:
         raise InputError(f"{notes}: lacks {unknown[0]}; every image of val/ must have its class")
     test = _files(root, [(listed[Path(path).name], path) for path in there], classes)
     same_classes("tiny-imagenet", classes, {"train": train, "test": test})
-    augment = Augment(pad=8, mode="reflect", flip=True)
     from teacherless.data.folder import decoded
 
     splits = [split if options.stream or options.crop else decoded(split) for split in (train, test)]
     if options.crop:
         splits = [replace(split, crop=True) for split in (train, test)]
-    return Found("tiny-imagenet", classes, 64, 3, augment, splits[0], None, splits[1])
+    return Found("tiny-imagenet", classes, 64, 3, splits[0], None, splits[1])
 
 
 def _images(root: Path, below: str) -> list[str]:

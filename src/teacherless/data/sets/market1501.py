@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teacherless.data.augment.distort import Augment
 from teacherless.data.fetch import cache_dir
 from teacherless.data.folder import decoded
 from teacherless.data.found import Found, Gallery, Options, Persons
@@ -49,7 +48,7 @@ def market1501(options: Options) -> Found:
     seen = {part: Persons(split, cameras) for part, (split, _, cameras) in parts.items() if part != "train"}
     reid = Gallery(seen["query"], seen["gallery"], seen.get("multi"))
     classes = [f"{person:04}" for person in persons.tolist()]
-    return Found("market1501", classes, size, channels, Augment(flip=True), train, None, None, reid=reid)
+    return Found("market1501", classes, size, channels, train, None, None, reid=reid)
 
 
 def _root(where: Path) -> Path:

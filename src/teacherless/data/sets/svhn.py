@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from teacherless.data.augment.distort import Augment
 from teacherless.data.fetch import cache_dir, download
 from teacherless.data.found import Found, Options, as_it_is, same_classes
 from teacherless.data.splits import Resident
@@ -46,7 +45,7 @@ def _found(name: str, files: tuple[str, ...], options: Options) -> Found:
     test = _mat(_file(name, "test_32x32.mat", options.data_dir))
     classes = [str(digit) for digit in range(10)]
     same_classes(name, classes, {"train": train, "test": test})
-    return Found(name, classes, 32, 3, Augment(), train, None, test)
+    return Found(name, classes, 32, 3, train, None, test)
 
 
 def _file(name: str, file: str, data_dir: Path | None) -> Path:

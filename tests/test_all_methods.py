@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import sys
 from pathlib import Path
@@ -25,36 +26,14 @@ HEADINGS = (
     "Cost:", "Results:",
 )  # fmt: skip
 
-# Which children of the method a term's gradient may reach; everything else must get none.
-ROUTES: dict[str, dict[str, set[str]]] = {
-    "plain": {"ce": {"student"}},
-    "dml": {"ce": {"peers"}, "mimicry": {"peers"}},
-    "ddgsd": {"ce": {"student"}, "kl": {"student"}, "mmd": {"student"}},
-    "label-smoothing": {"ce": {"student"}},
-    "snapshot": {"ce": {"student"}},
-    "fitnets": {"hint": {"student", "regressor"}, "ce": {"student"}, "distil": {"student"}},
-    "kd": {"ce": {"student"}, "distil": {"student"}},
-    "byot": {
-        "ce": {"student"},
-        "ce_exits": {"student", "exits"},
-        "distil": {"student", "exits"},
-        "hint": {"student", "exits"},
-    },
-    "frskd": {
-        "ce": {"student"},
-        "ce_refined": {"student", "refiner"},
-        "distil": {"student"},
-        "attention": {"student"},
-    },
-    "ps-kd": {"ce": {"student"}, "past": {"student"}},
-    "tf-kd": {"ce": {"student"}, "distil": {"student"}},
-    "cs-kd": {"ce": {"student"}, "distil": {"student"}},
-    "one": {
-        "ce": {"trunks", "branches"},
-        "ce_ensemble": {"trunks", "branches", "gate"},
-        "distil": {"trunks", "branches"},
-    },
-}
+
+def declared(name: str, what: str) -> Any:
+    """What a method's reference test says of it. ROUTES: which children of the method a term's gradient reaches."""
+    file = f"test_{METHODS[name].__module__.rpartition('.')[2]}"
+    try:
+        return getattr(importlib.import_module(file), what)
+    except (ImportError, AttributeError):
+        raise AssertionError(f"{name}: tests/methods/{file}.py declares no {what}") from None
 
 
 def build(name: str, seed: int = 0, teacher: nn.Module | None = None, **options: Any) -> Method:
@@ -63,10 +42,9 @@ def build(name: str, seed: int = 0, teacher: nn.Module | None = None, **options:
     if kind.teacher_use == "required" or options.get("mode") == "self":
         models.append(teacher or tiny(seed + 100, width=6))
     known = {"num_classes": CLASSES, "num_samples": SAMPLES}
-    parameters = inspect.signature(kind.__init__).parameters
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return kind(*models, **{k: v for k, v in known.items() if k in parameters}, **options)
+        return kind(*models, **{need: known[need] for need in kind.needs}, **options)
 
 
 def data(method: Method, seed: int = 0, size: int = SAMPLES) -> Batch:
@@ -151,7 +129,7 @@ def test_gradient_routing(name: str) -> None:
         for term, value in out.terms.items():
             grads = torch.autograd.grad(value, params, retain_graph=True, allow_unused=True)
             routes[term] = {named[id(p)] for p, g in zip(params, grads, strict=True) if g is not None and g.any()}
-        expected = ROUTES[name]
+        expected = declared(name, "ROUTES")
         assert routes == {term: expected[term] for term in routes}, routes
 
 
@@ -236,12 +214,8 @@ def test_card_is_complete(name: str) -> None:
         text = card.split(heading)[1].split(after)[0] if after else card.split(heading)[1]
         assert len(text.strip()) > 10, heading
     for option, parameter in inspect.signature(METHODS[name].__init__).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY and option not in (
-            "num_classes",
-            "num_samples",
-            "exchange",
-            "gather",
-        ):
+        inner = {*METHODS[name].needs, "exchange", "gather"}
+        if parameter.kind is parameter.KEYWORD_ONLY and option not in inner:
             assert option in card, f"the card does not mention {option}"
 
 

@@ -60,6 +60,7 @@ class Method(nn.Module):
 
     cohort: ClassVar[bool] = False  # takes any number of students, not just one
     teacher_use: ClassVar[Literal["none", "optional", "required"]] = "none"
+    needs: ClassVar[tuple[str, ...]] = ()  # numbers of the data its constructor takes: num_classes, num_samples
     variants: ClassVar[dict[str, dict[str, Any]]] = {}  # named presets of options that reproduce another code base
 
     phases: tuple[str, ...] = ("",)  # each a training of its own, one after the other (FitNets: hint, kd)

@@ -16,6 +16,14 @@ from teacherless.method import Batch
 from teacherless.methods.byot import BYOT
 from teacherless.models.staged import Staged
 
+# Which children of the method each term's gradient may reach; everything else must get none.
+ROUTES = {
+    "ce": {"student"},
+    "ce_exits": {"exits", "student"},
+    "distil": {"exits", "student"},
+    "hint": {"exits", "student"},
+}
+
 F64 = torch.float64
 
 

@@ -13,6 +13,9 @@ from torch import nn
 from teacherless.errors import InputError
 from teacherless.methods.cs_kd import CSKD
 
+# Which children of the method each term's gradient may reach; everything else must get none.
+ROUTES = {"ce": {"student"}, "distil": {"student"}}
+
 F64 = torch.float64
 
 

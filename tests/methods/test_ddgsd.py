@@ -20,6 +20,9 @@ from teacherless.methods.ddgsd import DDGSD
 from teacherless.methods.dml import DML
 from teacherless.methods.plain import Plain
 
+# Which children of the method each term's gradient may reach; everything else must get none.
+ROUTES = {"ce": {"student"}, "kl": {"student"}, "mmd": {"student"}}
+
 F64 = torch.float64
 
 

@@ -15,6 +15,9 @@ from teacherless.errors import InputError
 from teacherless.method import Batch, Progress
 from teacherless.methods import DML, _mutual
 
+# Which children of the method each term's gradient may reach; everything else must get none.
+ROUTES = {"ce": {"peers"}, "mimicry": {"peers"}}
+
 F64 = torch.float64
 
 

@@ -15,6 +15,9 @@ from teacherless.errors import InputError
 from teacherless.method import Progress
 from teacherless.methods.fitnets import FitNets
 
+# Which children of the method each term's gradient may reach; everything else must get none.
+ROUTES = {"hint": {"regressor", "student"}, "ce": {"student"}, "distil": {"student"}}
+
 F64 = torch.float64
 
 

@@ -17,6 +17,9 @@ from teacherless.methods.frskd import FRSKD, Mix, shrink_by_maximum
 from teacherless.models import create
 from teacherless.models.staged import Staged
 
+# Which children of the method each term's gradient may reach; everything else must get none.
+ROUTES = {"ce": {"student"}, "ce_refined": {"refiner", "student"}, "distil": {"student"}, "attention": {"student"}}
+
 F64 = torch.float64
 
 

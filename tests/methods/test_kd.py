@@ -15,6 +15,9 @@ from teacherless.errors import InputError
 from teacherless.method import Batch
 from teacherless.methods.kd import KD
 
+# Which children of the method each term's gradient may reach; everything else must get none.
+ROUTES = {"ce": {"student"}, "distil": {"student"}}
+
 F64 = torch.float64
 
 

@@ -12,6 +12,9 @@ from teacherless.methods import METHODS
 from teacherless.methods.label_smoothing import LabelSmoothing
 from teacherless.methods.plain import Plain
 
+# Which children of the method each term's gradient may reach; everything else must get none.
+ROUTES = {"ce": {"student"}}
+
 F64 = torch.float64
 
 

@@ -19,6 +19,9 @@ from teacherless.methods.one import ONE, ramp
 from teacherless.methods.plain import Plain
 from teacherless.models.staged import Staged
 
+# Which children of the method each term's gradient may reach; everything else must get none.
+ROUTES = {"ce": {"trunks", "branches"}, "ce_ensemble": {"trunks", "branches", "gate"}, "distil": {"trunks", "branches"}}
+
 F64 = torch.float64
 
 

@@ -9,6 +9,9 @@ from conftest import batch, tiny
 
 from teacherless.methods.plain import Plain
 
+# Which children of the method each term's gradient may reach; everything else must get none.
+ROUTES = {"ce": {"student"}}
+
 F64 = torch.float64
 
 

@@ -14,6 +14,9 @@ from teacherless.method import Batch, Progress
 from teacherless.methods.plain import Plain
 from teacherless.methods.ps_kd import PSKD
 
+# Which children of the method each term's gradient may reach; everything else must get none.
+ROUTES = {"ce": {"student"}, "past": {"student"}}
+
 F64 = torch.float64
 N = 10
 

@@ -20,6 +20,9 @@ from teacherless.training.checkpoint import steps
 from teacherless.training.loop import Training, train
 from teacherless.training.settings import Settings
 
+# Which children of the method each term's gradient may reach; everything else must get none.
+ROUTES = {"ce": {"student"}}
+
 F64 = torch.float64
 EPOCHS, CYCLES, LR = 6, 3, 0.1
 

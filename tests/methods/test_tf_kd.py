@@ -13,6 +13,9 @@ from conftest import CLASSES, batch, tiny
 from teacherless.errors import InputError
 from teacherless.methods.tf_kd import TFKD
 
+# Which children of the method each term's gradient may reach; everything else must get none.
+ROUTES = {"ce": {"student"}, "distil": {"student"}}
+
 F64 = torch.float64
 
 

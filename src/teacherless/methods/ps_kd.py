@@ -63,6 +63,7 @@ class PSKD(Method):
 
     wants = Wants(index=True)
     variants: ClassVar[dict[str, dict[str, Any]]] = {"released": {"unseen": "zero"}}
+    needs = ("num_samples", "num_classes")
     memory: Tensor
 
     def __init__(

@@ -58,9 +58,8 @@ def build_method(run: Run, source: Source) -> tuple[Method, dict[str, dict[str, 
         net = models.create(spec.name, **known, **spec.arguments)
         models.check_input(net, source.size, source.channels)
         nets.append(net)
-    for name, value in (("num_classes", len(source.classes)), ("num_samples", len(source.train.labels))):
-        if name in inspect.signature(kind.__init__).parameters:
-            options[name] = value
+    numbers = {"num_classes": len(source.classes), "num_samples": len(source.train.labels)}
+    options |= {name: numbers[name] for name in kind.needs}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(counter_hash(run.seed, len(wanted), 1)))
         method = kind(*nets, *teacher, **options)
@@ -139,9 +138,7 @@ def settable(kind: type[Method]) -> dict[str, Any]:
     return {
         name: hints[name]
         for name, parameter in inspect.signature(kind.__init__).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-        and name not in ("num_classes", "num_samples")
-        and not _is_callable(hints[name])
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in kind.needs and not _is_callable(hints[name])
     }
 
 

@@ -138,6 +138,7 @@ def plan(
     """
     run = make_run(method, flags, recipe)
     from teacherless.runs import plan as planning
+    from teacherless.study.progress import duration
     from teacherless.training.step import tune_allocator
 
     tune_allocator()
@@ -147,16 +148,9 @@ def plan(
     print(f"peak memory     {found.peak_bytes / 2**30:.2f} GiB" + (
         f"; about {found.room} students of this size would fit" if found.room else ""))  # fmt: skip
     print(f"engine          {found.engine}{', bf16' if run.amp else ''}")
-    print(f"time            {_duration(found.epoch_seconds)} an epoch ({found.steps} steps of "
-          f"{1000 * found.step_seconds:.1f} ms); {_duration(found.seconds)} for {found.epochs} epochs")  # fmt: skip
+    print(f"time            {duration(found.epoch_seconds)} an epoch ({found.steps} steps of "
+          f"{1000 * found.step_seconds:.1f} ms); {duration(found.seconds)} for {found.epochs} epochs")  # fmt: skip
     print(f"cost            {found.relative:.2f} times plain training of the first student")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @app.command
@@ -166,6 +160,7 @@ def compare(
     methods: str = "plain,label-smoothing,dml,one,ddgsd",
     seeds: int = 5,
     equal_compute: Annotated[bool, Parameter(negative=())] = False,
+    jobs: int | None = None,
     out: Path | None = None,
     recipe: Path | None = None,
 ) -> int:
@@ -181,6 +176,8 @@ def compare(
         how many, from --seed up.
     equal_compute
         also train plain for as long as each method costs, and a wider network where the student has a width.
+    jobs
+        how many runs at a time, each in one thread, which changes no bit (default: one per core; on a GPU one).
     out
         the folder of the comparison (default: runs/compare-<data>).
     recipe
@@ -189,12 +186,14 @@ def compare(
     run = make_run("plain", flags, recipe)
     if seeds < 1:
         raise InputError(f"--seeds: found {seeds}; must be at least 1")
+    if jobs is not None and jobs < 1:
+        raise InputError(f"--jobs: found {jobs}; must be at least 1")
     from teacherless.study.compare import compare as run_comparison
 
     folder = out or Path("runs") / f"compare-{Path(run.data).name}"
     names = [name.strip() for name in methods.split(",") if name.strip()]
     try:
-        table = run_comparison(run, names, seeds, folder, equal_compute=equal_compute)
+        table = run_comparison(run, names, seeds, folder, equal_compute=equal_compute, jobs=jobs)
     except Stopped as stop:
         raise Stopped(stop.signal, "stopped, and what was done is saved; the same command goes on") from None
     show_comparison(table)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from teacherless.cli import _duration, main
+from teacherless.cli import main
 from teacherless.runs.config import Run
 from teacherless.runs.plan import plan
 
@@ -35,7 +35,3 @@ def test_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["parameters", "peak", "engine", "time", "cost"]
     assert main(["plan", "dml", "--student", "small-cnn"]) == 2
-
-
-def test_durations() -> None:
-    assert [_duration(s) for s in (0.34, 59, 61, 3600, 9000)] == ["0.3 s", "59.0 s", "1 min", "1 h 0 min", "2 h 30 min"]

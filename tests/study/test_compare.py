@@ -20,7 +20,7 @@ from teacherless.runs.config import Run
 from teacherless.study import compare as comparison
 
 ARGS = ["--data", "digits", "--student", "small-cnn,width=8", "--epochs", "2", "--train-samples", "400",
-        "--methods", "dml,one", "--seeds", "3"]  # fmt: skip
+        "--methods", "dml,one", "--seeds", "3", "--jobs", "1"]  # fmt: skip
 MEASURED = {"cost", "train_seconds", "inference", "verdict"}  # times differ from one run to the next
 
 
@@ -142,6 +142,7 @@ def test_equal_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["--methods", "plain,dlm"], ["'dlm'", "did you mean 'dml'"]),
         (["--seeds", "0"], ["--seeds", "0"]),
+        (["--jobs", "0"], ["--jobs", "0"]),
         (["--set", "temperature=2"], ["'temperature'", "METHOD.temperature"]),
         (["--set", "dml.temprature=2"], ["'temprature'", "did you mean 'temperature'"]),
         (["--methods", "kd"], ["--teacher", "kd reads a teacher"]),

@@ -1,8 +1,9 @@
 """compare: many methods, many seeds, one table with intervals.
 
-A cell is one run folder, `cells/<row>-s<seed>/`. Finished cells are never run again and interrupted ones resume, so
-the same command goes on where it was stopped. Per seed every method has the same split, sample order and start of the
-shared student. The test set is read once per cell and decides nothing: what a cell ships is chosen on validation.
+A cell is one run folder, `cells/<row>-s<seed>/` (cells.py runs them). Finished cells are never run again and interrupted
+ones resume, so the same command goes on where it was stopped. Per seed every method has the same split, sample order
+and start of the shared student. The test set is read once per cell and decides nothing: what a cell ships is chosen on
+validation.
 """
 
 from __future__ import annotations
@@ -10,43 +11,40 @@ from __future__ import annotations
 import csv
 import statistics as stdlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import joblib
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from teacherless import models
-from teacherless.errors import Diverged, InputError, unknown
+from teacherless.errors import InputError, unknown
 from teacherless.evaluation.metrics import evaluating
 from teacherless.methods import METHODS
 from teacherless.models.files import load_student
 from teacherless.runs.build import method_options
 from teacherless.runs.config import Run, parse_student, specs
-from teacherless.runs.execute import execute
 from teacherless.study import plots, statistics
 from teacherless.study import tables as analysis
+from teacherless.study.cells import Cell, run_cells
 from teacherless.training.folder import read_json, read_lines, write_json
+from teacherless.training.step import pick_device
 
 Table = dict[str, Any]
 
 
-class Cell(NamedTuple):
-    """One run of the comparison."""
-
-    row: str  # the method, or plain under another name
-    run: Run
-
-    def folder(self, out: Path) -> Path:
-        """Where it is."""
-        return out / "cells" / f"{self.row}-s{self.run.seed}"
-
-
 def compare(
-    template: Run, methods: Sequence[str], seeds: int, out: Path, *, equal_compute: bool = False, quiet: bool = False
+    template: Run,
+    methods: Sequence[str],
+    seeds: int,
+    out: Path,
+    *,
+    equal_compute: bool = False,
+    jobs: int | None = None,
+    quiet: bool = False,
 ) -> Table:
     """Run what is missing, then write `compare.json`, `compare.csv` and the pictures.
 
@@ -57,6 +55,8 @@ def compare(
         out: the folder of the comparison.
         equal_compute: also train plain for as long as each method costs, and a wider network where the student has a
             width.
+        jobs: how many runs at a time, each in one thread; by default as many as there are cores, one on a GPU.
+        quiet: show nothing.
 
     Returns: what compare.json holds. Cells that diverged are in it, with the reason.
     Raises: InputError for unknown methods and for cells of other settings; Stopped after a signal.
@@ -67,13 +67,12 @@ def compare(
             raise unknown("method", name, METHODS)
     options = _options(template, rows)
     everyone = range(template.seed, template.seed + seeds)
-    cells = [Cell(row, _settings(template, row, seed, options[row])) for seed in everyone for row in rows]
-    _check(cells, out)
-    results = _run(cells, out, quiet)
+    cells = [_cell(row, _settings(template, row, seed, options[row]), out) for seed in everyone for row in rows]
+    jobs = jobs or (joblib.cpu_count() if pick_device(template.device).type == "cpu" else 1)
+    results = _run(cells, jobs, quiet)
     if equal_compute:
         more = _equal_compute(template, _costs(results), everyone, out)
-        _check(more, out)
-        results |= _run(more, out, quiet)
+        results |= _run(more, jobs, quiet)
         cells += more
     table = tabulate(cells, results, out)
     table["settings"] = {**template.model_dump(mode="json"), "seeds": seeds, "methods": rows}
@@ -98,11 +97,17 @@ def _options(template: Run, rows: Sequence[str]) -> dict[str, dict[str, Any]]:
     return options
 
 
+def _cell(row: str, run: Run, out: Path) -> Cell:
+    return Cell(row, run, out / "cells" / f"{row}-s{run.seed}")
+
+
 def _settings(template: Run, method: str, seed: int, options: dict[str, Any]) -> Run:
     """A cell's run. One method trains one student, the first; a cohort trains all, or two (or --peers) of the one."""
     kind = METHODS[method]
     students = specs(template.model_copy(update={"peers": None}))
     change: dict[str, Any] = {"method": method, "seed": seed, "set": options, "peers": None}
+    if template.engine == "auto":
+        change["engine"] = "loop"  # a cell has one core
     if not kind.cohort:
         head, *rest = template.student[0].split(",")
         change["student"] = (",".join([head.partition("*")[0], *rest]),)
@@ -117,35 +122,30 @@ def _settings(template: Run, method: str, seed: int, options: dict[str, Any]) ->
     return run
 
 
-def _check(cells: Sequence[Cell], out: Path) -> None:
+def _run(cells: Sequence[Cell], jobs: int, quiet: bool) -> dict[tuple[str, int], Table]:
+    """Every cell's summary, or `{"failed": why}`; what is there already is not run again."""
+    _check(cells)
+    run_cells(cells, jobs, None if quiet else _told)
+    results = {}
+    for cell in cells:
+        done = cell.done()
+        assert done is not None
+        results[cell.row, cell.run.seed] = (
+            done if "failed" in done else {**done, "typical_seconds": _seconds(cell.folder)}
+        )
+    return results
+
+
+def _check(cells: Sequence[Cell]) -> None:
     """Raises: InputError if a cell in the folder was run with other settings."""
     for cell in cells:
-        found = read_json(cell.folder(out) / "run.json")
+        found = read_json(cell.folder / "run.json")
         now = cell.run.model_dump(mode="json")
         other = {key: value for key, value in (found or {}).get("settings", now).items() if now.get(key) != value}
         if other:
             key, value = next(iter(other.items()))
-            raise InputError(f"--out: {cell.folder(out)} was run with {key} {value!r}, not {now.get(key)!r}; give the "
+            raise InputError(f"--out: {cell.folder} was run with {key} {value!r}, not {now.get(key)!r}; give the "
                              "same settings, or another --out")  # fmt: skip
-
-
-def _run(cells: Sequence[Cell], out: Path, quiet: bool) -> dict[tuple[str, int], Table]:
-    """Every cell's summary, or `{"failed": why}`; what is there already is not run again."""
-    results = {}
-    for number, cell in enumerate(cells, 1):
-        folder, key = cell.folder(out), (cell.row, cell.run.seed)
-        done = read_json(folder / "summary.json") or read_json(folder / "failed.json")
-        if done is None:
-            with _status(f"[{number}/{len(cells)}] {cell.row}, seed {cell.run.seed}", quiet):
-                try:
-                    done = execute(cell.run, folder, resume=(folder / ".lock").exists(), quiet=True).summary
-                except Diverged as error:
-                    done = {"failed": str(error)}
-                    write_json(folder / "failed.json", done)
-            if not quiet:
-                print(f"[{number}/{len(cells)}] {cell.row}, seed {cell.run.seed}: {_told(done)}", flush=True)
-        results[key] = done if "failed" in done else {**done, "typical_seconds": _seconds(folder)}
-    return results
 
 
 def _seconds(folder: Path) -> float:
@@ -160,18 +160,6 @@ def _told(summary: Table) -> str:
         return f"failed: {summary['failed']}"
     tested = headline(summary["students"][summary["chosen"]])
     return f"{'no test set' if tested is None else f'{tested:.2f} % on test'}, {summary['train_seconds']:.1f} s"
-
-
-@contextmanager
-def _status(text: str, quiet: bool) -> Iterator[None]:
-    from rich.console import Console
-
-    console = Console()
-    if quiet or not console.is_terminal:
-        yield
-    else:
-        with console.status(text):
-            yield
 
 
 # Equal compute -------------------------------------------------------------------------------------------------------
@@ -202,10 +190,10 @@ def _equal_compute(template: Run, costs: dict[str, float], seeds: range, out: Pa
         for seed in seeds:
             run = _settings(template, "plain", seed, {})
             longer = {"steps": round(run.steps * cost)} if run.steps else {"epochs": round(run.epochs * cost)}
-            cells.append(Cell(f"plain-{cost:g}x-longer", run.model_copy(update=longer)))
+            cells.append(_cell(f"plain-{cost:g}x-longer", run.model_copy(update=longer), out))
             spec = run.student[0]
             if wide := _wider(spec, cost):
-                cells.append(Cell(f"plain-{cost:g}x-wider", run.model_copy(update={"student": (wide,)})))
+                cells.append(_cell(f"plain-{cost:g}x-wider", run.model_copy(update={"student": (wide,)}), out))
     return cells
 
 
@@ -355,8 +343,8 @@ def draw(table: Table, cells: Sequence[Cell], out: Path) -> list[Path]:
         pictures += plots.cost(known, {row: methods[row]["cost"] for row in known}, out / "cost")
     curves: dict[str, list[analysis.Curves]] = {}
     for cell in cells:
-        lines = cell.folder(out) / "metrics.jsonl"
-        if lines.exists() and cell.row in METHODS and not (cell.folder(out) / "failed.json").exists():
+        lines = cell.folder / "metrics.jsonl"
+        if lines.exists() and cell.row in METHODS and not (cell.folder / "failed.json").exists():
             curves.setdefault(cell.row, []).append(analysis.curves(read_lines(lines)))
     if curves:
         pictures += plots.training_curves(curves, out / "training-curves")

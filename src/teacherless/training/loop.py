@@ -145,6 +145,7 @@ class Training:
         if stored and self.settings.engine == "auto":
             self.engine.choose(stored["engine"])
         now = {**_environment(self.device), **self.engine.about(), "data": data_about, "teacher": self._teacher_hash(),
+               "epochs": self.epochs * len(self.method.phases),
                "settings": self.settings.model_dump(mode="json")}  # fmt: skip
         with checkpoint.locked(self.out):
             if resume and (done := self._resume(now, anyway)):

@@ -1,0 +1,140 @@
+"""The cells of a comparison: what is missing of them is run, side by side.
+
+A cell computes in one thread, however many run beside it: so its bits do not depend on `--jobs`, and N cells keep N
+cores busy. Cells and the comparison meet in nothing but their folders, so a worker may be a process of this machine or,
+within `joblib.parallel_config`, one of a cluster that sees the same folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
+
+from teacherless.errors import Diverged, InputError, Stopped
+from teacherless.runs.config import Run
+from teacherless.runs.execute import execute
+from teacherless.study.progress import Progress
+from teacherless.training.checkpoint import Signals
+from teacherless.training.engines.threads import one_thread_each
+from teacherless.training.folder import read_json, write_json
+from teacherless.training.step import tune_allocator
+
+
+class Cell(NamedTuple):
+    """One run of a comparison."""
+
+    row: str  # the method, or plain under another name
+    run: Run
+    folder: Path
+
+    def done(self) -> dict[str, Any] | None:
+        """The run's summary, or `{"failed": why}`; None while it is not finished."""
+        return read_json(self.folder / "summary.json") or read_json(self.folder / "failed.json")
+
+
+def run_cells(cells: Sequence[Cell], jobs: int, told: Callable[[dict[str, Any]], str] | None) -> None:
+    """Run the cells that are not finished, each from where it stands, `jobs` at a time.
+
+    Args:
+        cells: all of the comparison so far.
+        jobs: how many at a time: in this process where that is 1, else in workers of joblib.
+        told: what a finished cell's line says of `Cell.done()`; None shows nothing.
+
+    Raises: Stopped after Ctrl-C or SIGTERM, once every cell is saved and none is running; InputError for a cell that
+        cannot be run, and where a worker died.
+    """
+    missing = [cell for cell in cells if cell.done() is None]
+    with Progress(cells, told) as progress:
+        if min(jobs, len(missing)) > 1:
+            _in_workers(missing, jobs, progress)
+        else:
+            for cell in missing:
+                progress.start(cell)
+                run_cell(cell.run, cell.folder)
+
+
+def run_cell(run: Run, folder: Path) -> None:
+    """Run one cell in one thread, or go on with it; a diverged one leaves `failed.json`."""
+    tune_allocator()
+    with one_thread_each():
+        try:
+            execute(run, folder, resume=(folder / ".lock").exists(), quiet=True)
+        except Diverged as error:
+            write_json(folder / "failed.json", {"failed": str(error)})
+
+
+# Workers -------------------------------------------------------------------------------------------------------------
+
+
+def _in_workers(cells: Sequence[Cell], jobs: int, progress: Progress) -> None:
+    from joblib import Parallel, delayed
+
+    with _PassedOn() as signals:
+
+        def due() -> Iterator[Any]:
+            for cell in cells:
+                if signals.asked:
+                    return
+                progress.start(cell)
+                yield delayed(_work)(cell.run, cell.folder, os.getpid())
+
+        try:  # no more tasks are handed out than there are workers: none is waiting when a stop is asked for
+            Parallel(n_jobs=jobs, pre_dispatch="n_jobs", batch_size=1)(due())
+        except BrokenProcessPool:
+            if not signals.asked:
+                raise InputError(f"--jobs: one of {jobs} workers died (killed, or out of memory); the same command "
+                                 "goes on, and fewer --jobs need less memory") from None  # fmt: skip
+        if signals.asked:
+            raise Stopped(signals.asked, "stopped")
+
+
+class _PassedOn(Signals):
+    """A stop that is asked for is asked of the workers too."""
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        super()._ask(number, frame)
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+
+
+def _work(run: Run, folder: Path, comparison: int) -> None:
+    """A cell in a worker. One that the comparison's own process has started stops when that asks for it."""
+    if os.getppid() != comparison:
+        return run_cell(run, folder)
+    _end_with(comparison)
+    signal.signal(signal.SIGTERM, _stop)  # until the loop has a handler of its own, which saves first
+    try:
+        run_cell(run, folder)
+    except Stopped:
+        pass  # who asked for it knows
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    raise Stopped(number, "stopped")
+
+
+@functools.cache
+def _end_with(comparison: int) -> None:
+    """Once per worker: Ctrl-C is left to the process that started it, and it does not outlive that."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+
+    def watch() -> None:
+        while os.getppid() == comparison:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)  # saves the cell, if there is one
+        time.sleep(10)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,82 @@
+"""What a comparison says while it runs: read from the folders, so that it does not matter who writes them."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from teacherless.runs.config import Run
+from teacherless.study.cells import Cell
+from teacherless.study.progress import Progress, duration
+
+
+def cell(out: Path, row: str, seed: int) -> Cell:
+    folder = out / f"{row}-s{seed}"
+    folder.mkdir()
+    return Cell(row, Run(method="plain", seed=seed, epochs=4), folder)
+
+
+def trained(cell: Cell, epochs: int, seconds: float, total: int = 4) -> None:
+    (cell.folder / "run.json").write_text(json.dumps({"epochs": total}))
+    (cell.folder / "metrics.jsonl").write_text((json.dumps({"seconds": seconds}) + "\n") * epochs)
+
+
+def test_the_time_left_weighs_epochs_by_what_they_take(tmp_path: Path) -> None:
+    a, b, c = cell(tmp_path, "plain", 0), cell(tmp_path, "dml", 0), cell(tmp_path, "dml", 1)
+    trained(a, 1, 1.0)  # of an earlier session: its time is not this one's
+    progress = Progress([a, b, c], lambda done: "done")
+    assert progress._left() == ""
+    progress.began = time.monotonic() - 20
+    trained(a, 3, 1.0)
+    trained(b, 2, 4.0)
+    for each in (a, b):
+        progress.start(each)
+    progress._look(None)  # type: ignore[arg-type]  # nothing has finished: nothing is said
+    # Done are 2 x 1 + 2 x 4 in 20 s; missing are 1 x 1 + 2 x 4 + 4 x 4.
+    assert progress._left() == ", about 50.0 s left"
+    assert progress._status() == [
+        "plain, seed 0: epoch 4/4", "dml, seed 0: epoch 3/4", "0 of 3 runs done, about 50.0 s left"
+    ]  # fmt: skip
+
+
+def test_a_run_with_phases_has_as_many_epochs_as_it_says(tmp_path: Path) -> None:
+    a = cell(tmp_path, "fitnets", 0)
+    progress = Progress([a], lambda done: "done")
+    progress.start(a)
+    assert progress._status()[0] == "fitnets, seed 0: epoch 1/4"
+    trained(a, 5, 1.0, total=8)
+    progress._look(None)  # type: ignore[arg-type]
+    assert progress._status()[0] == "fitnets, seed 0: epoch 6/8"
+
+
+def test_plain_lines_where_there_is_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("teacherless.study.progress.SILENCE", 0.3)
+    a, b = cell(tmp_path, "plain", 0), cell(tmp_path, "dml", 0)
+    with Progress([a, b], lambda done: f"{done['top1']} %") as progress:
+        progress.start(a)
+        time.sleep(1)
+        trained(a, 4, 1.0)
+        (a.folder / "summary.json").write_text('{"top1": 91.5}')
+        progress.start(b)
+        (b.folder / "failed.json").write_text('{"top1": 0}')
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "plain, seed 0: epoch 1/4; 0 of 2 runs done"
+    assert said[-2].startswith("[1/2] plain, seed 0: 91.5 %, about ") or said[-2] == "[1/2] plain, seed 0: 91.5 %"
+    assert said[-1] == "[2/2] dml, seed 0: 0 %"
+
+
+def test_nothing_to_do_is_not_worth_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = cell(tmp_path, "plain", 0)
+    (a.folder / "summary.json").write_text('{"top1": 91.5}')
+    with Progress([a], lambda done: "done"):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0.34, 59, 61, 3600, 9000)] == ["0.3 s", "59.0 s", "1 min", "1 h 0 min", "2 h 30 min"]

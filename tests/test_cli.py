@@ -56,6 +56,8 @@ def test_run_folder(finished: Path) -> None:
         "data",
         "seed",
         "epochs",
+        "steps",
+        "files",
         "students",
         "ensemble",
         "chosen",

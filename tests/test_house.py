@@ -16,23 +16,24 @@ LOW = {"errors", "losses", "method"}
 # everything.
 MAY: dict[str, set[str]] = {
     "errors": set(),
+    "disk": {"errors"},
     "losses": set(),
     "method": set(),
     "methods": LOW | {"models"},
-    "models": {"errors"},
-    "data": {"errors", "method"},
+    "models": {"disk", "errors"},
+    "data": {"disk", "errors", "method"},
     "evaluation": LOW,
-    "training": LOW | {"data", "evaluation", "methods", "models"},
+    "training": LOW | {"data", "disk", "evaluation", "methods", "models"},
     "training.engines": LOW,
     "training.settings": {"errors"},
-    "training.folder": {"errors"},
-    "training.checkpoint": {"errors"},
-    "runs": LOW | {"data", "evaluation", "methods", "models", "training"},
+    "training.folder": {"disk", "errors"},
+    "training.checkpoint": {"disk", "errors"},
+    "runs": LOW | {"data", "disk", "evaluation", "methods", "models", "training"},
     "runs.shrink": set(),
     "runs.config": {"errors", "runs.shrink", "training.settings"},
-    "study": LOW | {"data", "evaluation", "methods", "models", "runs", "training"},
+    "study": LOW | {"data", "disk", "evaluation", "methods", "models", "runs", "training"},
     "study.statistics": {"errors"},
-    "study.plots": {"study.statistics", "study.tables"},
+    "study.plots": {"disk", "study.statistics", "study.tables"},
 }
 
 

@@ -15,16 +15,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny
+from safetensors.torch import load
 from test_all_methods import build, data
 from torch import nn
 
 import teacherless as tl
+from teacherless import disk
 from teacherless.errors import InputError, Stopped
 from teacherless.method import Batch, Method
 from teacherless.methods import METHODS
+from teacherless.runs.config import Run
+from teacherless.runs.execute import execute
 from teacherless.training import checkpoint
 
-TIMES = {"img_per_s", "seconds", "train_seconds"}
+TIMES = {"img_per_s", "seconds", "train_seconds", "files"}  # files: one of the checksums is of a file of times
 
 
 class Data:
@@ -49,12 +53,12 @@ class Data:
 
 def fit(name: str, out: Path, *, stop_at: int | None = None, resume: bool = False, **settings: Any) -> tl.Method:
     method = build(name)
-    settings = {"epochs": 4, "select": "best", "opt": "sgd", "checkpoint_every": "1e"} | settings
+    settings = {"epochs": 4, "select": "best", "opt": "sgd", "checkpoint_every": "1e", "quiet": True} | settings
     loader = Data(method, stop_at)
     val = [(data(method, 5).inputs[0], data(method, 5).labels)]
     random.seed(0)
     np.random.seed(0)
-    tl.train(method, loader, val, val, out=out, resume=resume, quiet=True, **settings)
+    tl.train(method, loader, val, val, out=out, resume=resume, **settings)
     return method
 
 
@@ -155,6 +159,10 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
 
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
 def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -179,6 +187,52 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(file: str, dam
     assert contents(run) == contents(tmp_path / "straight")
 
 
+@pytest.mark.parametrize("file", ["students/peer1/model.safetensors", "students/peer0/config.json", "metrics.jsonl"])
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, empty, Path.unlink])
+def test_what_a_finished_run_lost_comes_back_from_the_checkpoint(
+    file: str, damage: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    fit("dml", run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    damage(run / file)
+    fit("dml", run, resume=True, quiet=False)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert f"missing or damaged, and written again from {run / 'checkpoints'}" in capsys.readouterr().out
+    shutil.rmtree(run / "checkpoints")
+    damage(run / file)
+    with pytest.raises(InputError, match=f"{file}: is missing or damaged, and there is no checkpoint to mend it from"):
+        fit("dml", run, resume=True)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_a_finished_run_hands_back_what_it_shipped(name: str, checkpoints: bool, tmp_path: Path) -> None:
+    fit(name, tmp_path / "run")
+    if not checkpoints:
+        shutil.rmtree(tmp_path / "run" / "checkpoints")
+    again = fit(name, tmp_path / "run", resume=True)
+    for student, net in again.students().items():
+        shipped = load((tmp_path / "run" / "students" / student / "model.safetensors").read_bytes())
+        assert all(torch.equal(shipped[key], value) for key, value in net.state_dict().items())
+
+
+def test_more_steps_of_the_same_epoch(tmp_path: Path) -> None:
+    """20 batches an epoch: 26 steps and 28 both end in the second epoch; it is gone on with where it was cut."""
+
+    def go(out: Path, steps: int, **more: Any) -> None:
+        how = {"batch_size": 64, "sched": "constant", "student": ("small-cnn,width=4",), "peers": 2}
+        execute(Run(method="dml", steps=steps, **how), out, quiet=True, **more)
+
+    go(tmp_path / "a", 28)
+    go(tmp_path / "b", 26)
+    with pytest.raises(InputError, match="steps was 26, is 28; --resume-anyway goes on with these"):
+        go(tmp_path / "b", 28, resume=True)
+    go(tmp_path / "b", 28, resume=True, anyway=True)
+    assert json.loads((tmp_path / "b" / "summary.json").read_text())["steps"] == 28
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
 def test_no_whole_checkpoint_is_one_clear_line(tmp_path: Path) -> None:
     run = saved(tmp_path)
     for path in checkpoint.steps(run / "checkpoints"):
@@ -200,11 +254,15 @@ def test_full_disk_while_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     run = saved(tmp_path)
     before = {p: p.read_bytes() for p in (run / "checkpoints").rglob("*") if p.is_file()}
 
+    write = disk.write_flushed
+
     def full(path: Path, content: bytes) -> None:
+        if "checkpoints" not in path.parts:
+            return write(path, content)
         path.write_bytes(content[: len(content) // 2])
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(checkpoint, "write_flushed", full)
+    monkeypatch.setattr(disk, "write_flushed", full)
     with pytest.raises(InputError, match=r"cannot save a checkpoint in .*: No space left on device; the last whole"):
         fit("dml", run, resume=True)
     assert before == {p: p.read_bytes() for p in (run / "checkpoints").rglob("*") if p.is_file()}

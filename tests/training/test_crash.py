@@ -32,15 +32,15 @@ RUN = ["train", "dml", "--data", "digits", "--student", "small-cnn,width=8", "--
 # The same command line, but every file of a checkpoint takes a while to reach the disk: a kill lands in between.
 SLOW = """
 import sys, time
-from teacherless.training import checkpoint
+from teacherless import disk
 from teacherless.cli import main
-write = checkpoint.write_flushed
+write = disk.write_flushed
 def slow(path, data):
     for end in range(0, len(data), max(1, len(data) // 4)):
         write(path, data[:end])
         time.sleep(0.004)
     write(path, data)
-checkpoint.write_flushed = slow
+disk.write_flushed = slow
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -11,8 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from teacherless import models
+from teacherless import disk, models
 from teacherless.errors import InputError
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"  # what a student's folder holds
 
 
 class Student(NamedTuple):
@@ -22,16 +24,20 @@ class Student(NamedTuple):
     config: dict[str, Any]
 
 
-def save_student(folder: Path, net: nn.Module, about: dict[str, Any]) -> None:
-    """Write one student. `about` says what the data was: classes, input size, channels, mean, std."""
+def save_student(folder: Path, net: nn.Module, about: dict[str, Any]) -> dict[str, str]:
+    """Write one student. `about` says what the data was: classes, input size, channels, mean, std.
+
+    Returns: the SHA-256 of each file. Raises: InputError if one cannot be written.
+    """
     spec = dict(
         getattr(net, "spec", {"architecture": None, "class": f"{type(net).__module__}.{type(net).__qualname__}"})
     )
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in net.state_dict().items()}
-    (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     config = {"architecture": spec.pop("architecture"), "arguments": spec, **about}
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    return {
+        WEIGHTS: disk.write(folder / WEIGHTS, save(tensors, metadata={"format": "pt"})),
+        CONFIG: disk.write_json(folder / CONFIG, config),
+    }
 
 
 def load_student(folder: Path, net: nn.Module | None = None, *, trust_imports: bool = False) -> Student:
@@ -44,7 +50,7 @@ def load_student(folder: Path, net: nn.Module | None = None, *, trust_imports: b
 
     Raises: InputError for anything that is not such a folder, and for tensors that do not fit the architecture.
     """
-    config_file, file = folder / "config.json", folder / "model.safetensors"
+    config_file, file = folder / CONFIG, folder / WEIGHTS
     for path in (config_file, file):
         if not path.is_file():
             raise InputError(f"{folder}: is not a student: {path.name} is missing")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from teacherless import disk
 from teacherless.errors import InputError
-from teacherless.models.files import Student, load_student
+from teacherless.models.files import CONFIG, WEIGHTS, Student, load_student
 from teacherless.runs.config import Run, as_given
+from teacherless.training.folder import read_json
 from teacherless.training.settings import read
 
 
@@ -20,6 +22,12 @@ def read_run(path: Path, *, trust_imports: bool = False) -> tuple[Run | None, di
     if folder is None and not (path / "config.json").is_file():
         raise InputError(f"{path}: is neither a run folder nor a student's folder")
     folders = sorted((path / "students").glob("*")) if path == folder else [path]
+    if folder is not None:
+        sums = (read_json(folder / "summary.json") or {}).get("files", {})
+        names = [f"students/{p.name}/{file}" for p in folders for file in (CONFIG, WEIGHTS)]
+        for name in disk.damaged(folder, [name for name in names if name in sums], sums):
+            raise InputError(f"{folder / name}: is missing or damaged, by its checksum in summary.json; teacherless "
+                             f"train --out {folder} --resume writes it again")  # fmt: skip
     students = {p.name: load_student(p, trust_imports=trust_imports) for p in folders}
     if not students:
         raise InputError(f"{path}: holds no students; the run is not finished")

@@ -19,13 +19,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
+from teacherless import disk
 from teacherless.errors import Diverged, InputError, Stopped
 from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
 from teacherless.study.progress import Progress
 from teacherless.training.checkpoint import Signals
 from teacherless.training.engines.threads import one_thread_each
-from teacherless.training.folder import read_json, write_json
+from teacherless.training.folder import read_json
 from teacherless.training.step import tune_allocator
 
 
@@ -69,7 +70,7 @@ def run_cell(run: Run, folder: Path) -> None:
         try:
             execute(run, folder, resume=(folder / ".lock").exists(), quiet=True)
         except Diverged as error:
-            write_json(folder / "failed.json", {"failed": str(error)})
+            disk.write_json(folder / "failed.json", {"failed": str(error)})
 
 
 # Workers -------------------------------------------------------------------------------------------------------------

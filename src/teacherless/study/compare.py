@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from teacherless import models
+from teacherless import disk, models
 from teacherless.errors import InputError, unknown
 from teacherless.evaluation.metrics import evaluating
 from teacherless.methods import METHODS
@@ -30,7 +30,7 @@ from teacherless.runs.config import Run, parse_student, specs
 from teacherless.study import plots, statistics
 from teacherless.study import tables as analysis
 from teacherless.study.cells import Cell, run_cells
-from teacherless.training.folder import read_json, read_lines, write_json
+from teacherless.training.folder import read_json, read_lines
 from teacherless.training.step import pick_device
 
 Table = dict[str, Any]
@@ -76,7 +76,7 @@ def compare(
         cells += more
     table = tabulate(cells, results, out)
     table["settings"] = {**template.model_dump(mode="json"), "seeds": seeds, "methods": rows}
-    write_json(out / "compare.json", table)
+    disk.write_json(out / "compare.json", table)
     write_csv(table, out / "compare.csv")
     table["pictures"] = [str(path) for path in draw(table, cells, out)]
     return table
@@ -184,7 +184,7 @@ def _equal_compute(template: Run, costs: dict[str, float], seeds: range, out: Pa
     kept = read_json(out / "equal-compute.json")
     if kept is None:
         kept = {row: round(4 * cost) / 4 for row, cost in costs.items() if row != "plain" and cost >= 1.125}
-        write_json(out / "equal-compute.json", kept)
+        disk.write_json(out / "equal-compute.json", kept)
     cells = []
     for cost in sorted(set(kept.values())):
         for seed in seeds:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from teacherless import disk
 from teacherless.data import Loader, Source
 from teacherless.data.augment.distort import counter_hash
 from teacherless.errors import InputError
@@ -25,7 +26,7 @@ from teacherless.runs.build import load_source
 from teacherless.runs.config import Run
 from teacherless.runs.stored import read_run
 from teacherless.study.findings import KINDS, Groups, Seen, look
-from teacherless.training.folder import read_json, write_json
+from teacherless.training.folder import read_json
 from teacherless.training.step import pick_device
 
 log = logging.getLogger("teacherless.study.read_runs")
@@ -55,7 +56,7 @@ def analyse(
     files = []
     for kind in KINDS:
         for found in kind(groups, source):
-            write_json(out / f"{found.name}.json", found.table)
+            disk.write_json(out / f"{found.name}.json", found.table)
             files += [out / f"{found.name}.json", *found.draw(out / found.name)]
             if not quiet:
                 print(f"{found.name}: {found.says}", flush=True)

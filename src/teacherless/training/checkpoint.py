@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from teacherless import disk
 from teacherless.errors import InputError, Stopped
 
 FORMAT = 2
@@ -47,33 +48,34 @@ def write(folder: Path, step: int, state: State) -> None:
 
     Raises: InputError if it cannot be written; what was there before is untouched.
     """
-    final, part = folder / f"{step:010d}", folder / f".part-{os.getpid()}"
-    if final.exists() and _whole(final):  # the same step is the same state
-        return
-    files = {
-        "tensors.safetensors": save({k: v.detach().cpu().contiguous().clone() for k, v in state.tensors.items()}),
-        "state.json": json.dumps({"format": FORMAT, **state.values}).encode(),
-    }
-    sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
+    final, part = folder / f"{step:010d}", folder / f"{disk.PART}{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob(".part-*"):  # of a process that was killed: we hold the lock
-            shutil.rmtree(stale)
-        part.mkdir()
-        for name, data in (*files.items(), ("SHA256SUMS", sums.encode())):
-            write_flushed(part / name, data)
-        flush_folder(part)
-        if final.exists():
-            shutil.rmtree(final)  # damaged, or it would have been whole and kept
-        part.rename(final)
-        flush_folder(folder)
+        if not (final.exists() and _whole(final)):  # the same step is the same state
+            _write_one(part, state)
+            if final.exists():
+                disk.remove(final)  # it is damaged
+            part.rename(final)
+            disk.flush_folder(folder)
         for old in steps(folder)[KEEP:]:
-            shutil.rmtree(old)
+            disk.remove(old)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         there = steps(folder)
         last = f"the last whole checkpoint is {there[0]}" if there else "there is no earlier checkpoint"
         raise InputError(f"cannot save a checkpoint in {folder}: {error.strerror}; {last}") from None
+
+
+def _write_one(part: Path, state: State) -> None:
+    files = {
+        "tensors.safetensors": save({k: v.detach().cpu().contiguous().clone() for k, v in state.tensors.items()}),
+        "state.json": json.dumps({"format": FORMAT, **state.values}).encode(),
+    }
+    sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
+    disk.make_folder(part.parent)
+    part.mkdir()
+    for name, data in (*files.items(), ("SHA256SUMS", sums.encode())):
+        disk.write_flushed(part / name, data)
+    disk.flush_folder(part)
 
 
 def read(folder: Path) -> tuple[State, Path, list[str]] | None:
@@ -129,23 +131,6 @@ def _whole(path: Path) -> bool:
     except (_Damaged, InputError):
         return False
     return True
-
-
-def write_flushed(path: Path, data: bytes) -> None:
-    """Write and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def flush_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # Generators ----------------------------------------------------------------------------------------------------------

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from teacherless import disk
 from teacherless.errors import InputError
 
 
@@ -24,11 +24,9 @@ def open_folder(out: Path, resume: bool = False) -> Path:
             raise InputError(f"--out: {str(out)!r} is not empty; choose a new or empty folder")
     elif out.is_dir() and any(out.iterdir()) and not (out / "run.json").exists() and not (out / ".lock").exists():
         raise InputError(f"--out: {str(out)!r} is not a run folder; nothing to resume")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with disk.saying(f"--out: cannot write to {str(out)!r}"):
+        disk.make_folder(out)
         (out / ".lock").touch()
-    except OSError as error:
-        raise InputError(f"--out: cannot write to {str(out)!r}: {error.strerror}") from None
     return out
 
 
@@ -70,13 +68,3 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """metrics.jsonl, line by line."""
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write whole or not at all."""
-    part = path.with_suffix(".part")
-    with part.open("w") as file:
-        file.write(json.dumps(value, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import math
 import platform
 import subprocess
@@ -18,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 import teacherless
-from teacherless import losses
+from teacherless import disk, losses
 from teacherless.data import as_loader
 from teacherless.errors import InputError, Stopped
 from teacherless.evaluation.metrics import evaluate, evaluating
 from teacherless.method import Batch, Method, Progress, Wants
 from teacherless.methods._parts import Frozen
-from teacherless.models.files import save_student
+from teacherless.models.files import CONFIG, WEIGHTS, load_weights, save_student
 from teacherless.training import checkpoint, folder
 from teacherless.training.ema import Average
 from teacherless.training.record import Line, Recorder
@@ -148,9 +149,10 @@ class Training:
                "epochs": self.epochs * len(self.method.phases),
                "settings": self.settings.model_dump(mode="json")}  # fmt: skip
         with checkpoint.locked(self.out):
-            if resume and (done := self._resume(now, anyway)):
+            disk.clear(self.out)
+            if resume and (done := self._resume(now, anyway, student_about)):
                 return done
-            folder.write_json(self.out / "run.json", now)
+            disk.write_json(self.out / "run.json", now)
             self.recorder.rewrite()
             with checkpoint.Signals() as signals:
                 self.loop(signals)
@@ -183,7 +185,8 @@ class Training:
         self.method.train()
         self.recorder.start()
         settings, total = self.settings, self.steps or self.epochs * (self.per_epoch or 1)
-        for batch in self._batches():
+        left = self.steps and self.steps - self.step
+        for batch in itertools.islice(self._batches(), left):
             if self.step == 0:
                 _check_first(self.students, batch)
             place = self.step if self.per_epoch else self.epoch
@@ -198,8 +201,8 @@ class Training:
                 self._stop(signals.asked)
             if self.out and self.every.due(self.step, None):
                 self.save()
-            if self.step == self.steps:
-                break
+        if self.out and self.step == self.steps and self.batch != self.per_epoch:
+            self.save()  # a run that is given more steps goes on from here
         self.progress.epoch.add_(1)
         self.recorder.stop()
         with self.average or contextlib.nullcontext():
@@ -279,7 +282,7 @@ class Training:
         self.save()
         raise Stopped(signal, f"stopped after step {self.step}, saved; go on with --out {self.out} --resume")
 
-    def _resume(self, now: dict[str, Any], anyway: bool) -> Result | None:
+    def _resume(self, now: dict[str, Any], anyway: bool, student_about: dict[str, Any]) -> Result | None:
         """Take up what the folder holds. Returns a result if there is nothing left to do."""
         assert self.out is not None
         before = folder.read_json(self.out / "run.json")
@@ -289,21 +292,62 @@ class Training:
             if longer and len(phases := self.method.phases) > 1:
                 raise InputError(f"--resume: found other epochs; a run with phases ({', '.join(phases)}) keeps its own")
         summary = folder.read_json(self.out / "summary.json")
-        found = checkpoint.read(self.out / "checkpoints")
-        if summary and summary["epochs"] >= self.epochs * len(self.method.phases):
-            self._say(f"{self.out} is finished; nothing to resume")
-            return Result(summary, folder.read_lines(self.out / "metrics.jsonl"), self.method, self.out)
-        if found is None:
+        if summary and self._reached(summary):
+            return self._as_finished(summary, student_about)
+        if (path := self._take_up()) is None:
             self._say(f"{self.out} has no checkpoint yet: starting from the beginning")
+            return None
+        if summary:  # more epochs, or steps, were asked for
+            (self.out / "summary.json").rename(self.out / f"summary-{summary['epochs']}-epochs.json")
+        self._say(f"resuming from {path}: epoch {self.epoch + 1}, step {self.step}")
+        return None
+
+    def _reached(self, summary: dict[str, Any]) -> bool:
+        """Whether a finished run has what is asked for now."""
+        epochs, steps = self.epochs * len(self.method.phases), self.steps or 0
+        return bool(summary["epochs"] >= epochs and summary.get("steps", 0) >= steps)
+
+    def _take_up(self) -> Path | None:
+        """Restore the newest whole checkpoint; returns its folder, or None where there is none. Raises: InputError."""
+        assert self.out is not None
+        found = checkpoint.read(self.out / "checkpoints")
+        if found is None:
             return None
         state, path, complaints = found
         for line in complaints:
             self._say(line)
         self.restore(state)
-        if summary:  # more epochs were asked for
-            (self.out / "summary.json").rename(self.out / f"summary-{summary['epochs']}-epochs.json")
-        self._say(f"resuming from {path}: epoch {self.epoch + 1}, step {self.step}")
-        return None
+        return path
+
+    def _as_finished(self, summary: dict[str, Any], student_about: dict[str, Any]) -> Result:
+        """A finished run again: the method as it was shipped; what the folder lost comes back from the checkpoint.
+
+        Raises: InputError if something is lost that no checkpoint can give back.
+        """
+        assert self.out is not None
+        files = [f"students/{name}/{file}" for name in self.students for file in (WEIGHTS, CONFIG)]
+        lost = disk.damaged(self.out, [*files, "metrics.jsonl"], summary.get("files", {}))
+        try:
+            path = self._take_up()
+        except InputError:
+            if lost:
+                raise
+            path = None
+        if path:
+            self.loop()
+        elif lost:
+            raise InputError(f"{self.out / lost[0]}: is missing or damaged, and there is no checkpoint to mend it from")
+        else:
+            for name, net in self.students.items():
+                load_weights(net, self.out / "students" / name / WEIGHTS)
+            self.recorder.history = folder.read_lines(self.out / "metrics.jsonl")
+        if lost:
+            self._say(f"missing or damaged, and written again from {path}: {', '.join(lost)}")
+            summary = {**summary, "files": self._write(student_about)}
+            disk.write_json(self.out / "summary.json", summary)
+        else:
+            self._say(f"{self.out} is finished; nothing to resume")
+        return Result(summary, self.recorder.history, self.method, self.out)
 
     def _say(self, line: str) -> None:
         if self.recorder.screen:
@@ -323,13 +367,21 @@ class Training:
     ) -> Result:
         """Evaluate what is shipped; write students and summary. The summary comes last: it says that all is there."""
         head = {"method": method_name(self.method), "data": data_about.get("name"), "seed": self.settings.seed,
-                "epochs": self.epochs * len(self.method.phases)}  # fmt: skip
+                "epochs": self.epochs * len(self.method.phases), "steps": self.step}  # fmt: skip
         summary = summarise(self.method, self.val, test, head, self.recorder, search)
         if self.out:
-            for name, net in self.students.items():
-                save_student(self.out / "students" / name, net, student_about)
-            folder.write_json(self.out / "summary.json", summary)
+            summary["files"] = self._write(student_about)
+            disk.write_json(self.out / "summary.json", summary)
         return Result(summary, self.recorder.history, self.method, self.out)
+
+    def _write(self, student_about: dict[str, Any]) -> dict[str, str]:
+        """Students and metrics.jsonl, on the disk when this returns; the SHA-256 of each file."""
+        assert self.out is not None
+        sums = {}
+        for name, net in self.students.items():
+            for file, digest in save_student(self.out / "students" / name, net, student_about).items():
+                sums[f"students/{name}/{file}"] = digest
+        return {**sums, "metrics.jsonl": self.recorder.rewrite()}
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from teacherless import losses
+from teacherless import disk, losses
 from teacherless.errors import Diverged
 from teacherless.evaluation.metrics import predicted
 from teacherless.method import Output
@@ -94,8 +94,7 @@ class Recorder:
         self.seconds, self.images = self.seconds + seconds, self.images + self.count
         self.history.append(line)
         if self.file:
-            with self.file.open("a") as out:
-                out.write(json.dumps(line) + "\n")
+            disk.append(self.file, json.dumps(line))
         if self.screen:
             self.screen.epoch(line)
         if not math.isfinite(line["train/loss"]):
@@ -106,12 +105,10 @@ class Recorder:
         self._clear()
         return line
 
-    def rewrite(self) -> None:
-        """Make the file say just what the history says: no line doubled, none missing."""
-        if self.file:
-            part = self.file.with_suffix(".part")
-            part.write_text("".join(json.dumps(line) + "\n" for line in self.history))
-            part.replace(self.file)
+    def rewrite(self) -> str:
+        """Make the file say just what the history says: no line doubled, none missing; returns its SHA-256."""
+        assert self.file is not None
+        return disk.write(self.file, "".join(json.dumps(line) + "\n" for line in self.history))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a checkpoint holds: the sums of the epoch so far, and the lines."""

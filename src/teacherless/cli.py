@@ -137,20 +137,20 @@ def plan(
         one of `teacherless list recipes`, or a TOML file of settings; METHOD and flags beat it.
     """
     run = make_run(method, flags, recipe)
-    from teacherless.runs import plan as planning
+    from teacherless.runs.plan import Plan
     from teacherless.study.progress import duration
     from teacherless.training.step import tune_allocator
 
     tune_allocator()
-    found = planning.plan(run)
+    found = Plan(run)
     sizes = ", ".join(f"{name} {count:,}" for name, count in found.students.items())
     print(f"parameters      {sizes}; helpers that are not shipped {found.helpers:,}")
-    print(f"peak memory     {found.peak_bytes / 2**30:.2f} GiB" + (
-        f"; about {found.room} students of this size would fit" if found.room else ""))  # fmt: skip
-    print(f"engine          {found.engine}{', bf16' if run.amp else ''}")
-    print(f"time            {duration(found.epoch_seconds)} an epoch ({found.steps} steps of "
-          f"{1000 * found.step_seconds:.1f} ms); {duration(found.seconds)} for {found.epochs} epochs")  # fmt: skip
-    print(f"cost            {found.relative:.2f} times plain training of the first student")
+    print(f"engine          {found.engine}{', bf16' if run.amp else ''}", flush=True)
+    bill = found.bill()
+    print(f"peak memory     {bill.peak_bytes / 2**30:.2f} GiB")
+    print(f"time            {duration(bill.epoch_seconds)} an epoch ({found.per_epoch} steps of "
+          f"{1000 * bill.step_seconds:.1f} ms); {duration(bill.seconds)} for {found.epochs} epochs")  # fmt: skip
+    print(f"cost            {bill.relative:.2f} times plain training of the first student")
 
 
 @app.command

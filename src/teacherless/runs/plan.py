@@ -9,101 +9,108 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import cycle, islice
-from pathlib import Path
+from itertools import cycle
 from typing import NamedTuple
 
 import torch
 
 from teacherless.data import Source
 from teacherless.evaluation.metrics import evaluate
-from teacherless.method import Method, Progress
+from teacherless.method import Batch, Progress
 from teacherless.runs.build import build_method, load_source
 from teacherless.runs.config import Run
 from teacherless.runs.execute import loaders
 from teacherless.training.step import Engine, make_optimizer, pick_device
 
-WARM, TIMED = 2, 5  # steps
+TIMED = 5  # steps, after one that is not counted
+SLOW = 2.0  # seconds: a first step that takes longer is the only one
 
 
-class Plan(NamedTuple):
-    """A bill that has not been paid."""
+class Bill(NamedTuple):
+    """What was measured."""
 
-    engine: str
-    students: dict[str, int]  # parameters of what is shipped
-    helpers: int  # parameters of what is trained and not shipped
-    epochs: int  # in all phases
-    steps: int  # per epoch
     step_seconds: float
     epoch_seconds: float  # validation included
     seconds: float  # all epochs
     peak_bytes: int
     relative: float  # to a step of plain training of the first student
-    room: int | None  # how many students of this size would fit, where a method takes any number
 
 
-def plan(run: Run) -> Plan:
-    """Build the run, take a few steps of every phase, time them. Writes nothing. Raises: InputError as `train`."""
-    source, device = load_source(run), pick_device(run.device)
-    empty = _used(device)
-    method, engine, seconds = _steps(run, source, device)
-    peak = _peak(device)
-    data, val, _ = loaders(run, source, method.wants, device)
-    epochs = -(-method.share(run.steps) // len(data)) if run.steps else method.share(run.epochs)
-    shipped = {name: sum(p.numel() for p in net.parameters()) for name, net in method.students().items()}
-    inside = {id(p) for net in method.students().values() for p in net.parameters()}
-    validation = _seconds_of(lambda: evaluate(method.students(), val.epoch(0))) if val else 0.0
-    whole = [len(data) * each + validation for each in seconds]  # an epoch of each phase
-    simple = run.model_copy(
-        update={"method": "plain", "student": (re.sub(r"\*\d+", "", run.student[0]),), "peers": None, "set": {},
-                "teacher": None, "engine": "auto"}
-    )  # fmt: skip
-    step = statistics.mean(seconds)
-    return Plan(
-        engine=engine.name,
-        students=shipped,
-        helpers=sum(p.numel() for p in method.parameters() if id(p) not in inside),
-        epochs=epochs * len(method.phases),
-        steps=len(data),
-        step_seconds=step,
-        epoch_seconds=statistics.mean(whole),
-        seconds=epochs * sum(whole),
-        peak_bytes=peak,
-        relative=step / statistics.mean(_steps(simple, source, device)[2]),
-        room=int(len(shipped) + _free(device) * len(shipped) / max(1, peak - empty)) if method.cohort else None,
-    )
+class Plan:
+    """A run that is built and not trained; nothing is written. Raises: InputError as `train`."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.device, self.source = run, pick_device(run.device), load_source(run)
+        self.steps = _Steps(run, self.source, self.device)
+        method = self.steps.method
+        nets = method.students()
+        inside = {id(p) for net in nets.values() for p in net.parameters()}
+        self.engine = self.steps.engine.name
+        self.students = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
+        self.helpers = sum(p.numel() for p in method.parameters() if id(p) not in inside)  # trained, not shipped
+        self.per_epoch = len(self.steps.data)  # steps
+        each = -(-method.share(run.steps) // self.per_epoch) if run.steps else method.share(run.epochs)
+        self.epochs = each * len(method.phases)
+
+    def bill(self) -> Bill:
+        """Take a few steps of every phase, and of plain training: a few seconds, or one step each where it is slow."""
+        seconds = self.steps.seconds()
+        step = statistics.mean(seconds)
+        epoch = self.per_epoch * step + self._validation(8 if step > SLOW else self.run.batch_size)
+        simple: dict[str, object] = {
+            "method": "plain", "student": (re.sub(r"\*\d+", "", self.run.student[0]),), "peers": None, "set": {},
+            "teacher": None, "engine": "auto",
+        }  # fmt: skip
+        peak, relative = _peak(self.device), 1.0
+        if self.run.method != "plain":
+            plain = _Steps(self.run.model_copy(update=simple), self.source, self.device)
+            relative = step / statistics.mean(plain.seconds())
+        return Bill(step, epoch, self.epochs * epoch, peak, relative)
+
+    def _validation(self, images: int) -> float:
+        """Seconds of an evaluation, from that of some training images."""
+        if self.source.val is None:
+            return 0.0
+        batch = next(iter(self.steps.data.epoch(0)))
+        few = [Batch((batch.inputs[0][:images],), batch.labels[:images])]
+        seconds = _typical(lambda: evaluate(self.steps.method.students(), few), self.device)
+        return seconds * len(self.source.val.labels) / images
 
 
-def _steps(run: Run, source: Source, device: torch.device) -> tuple[Method, Engine, list[float]]:
-    """The method after a few steps of each phase, and the median seconds of one, phase by phase."""
-    method, per_student = build_method(run, source)
-    data = loaders(run, source, method.wants, device)[0]
-    engine = Engine(method.to(device), run, device)
-    seconds = []
-    for phase in method.phases:
-        method.train().begin(phase)
-        optimizer = make_optimizer(method.param_groups(), run, per_student)
-        with engine:
-            times = []
-            for batch in islice(cycle(data.epoch(0)), WARM + TIMED):
-                times.append(_seconds_of(partial(engine.step, optimizer, batch, Progress()), device))
-        seconds.append(statistics.median(times[WARM:]))
-    return method, engine, seconds
+class _Steps:
+    """A method with its data and its engine."""
+
+    def __init__(self, run: Run, source: Source, device: torch.device) -> None:
+        self.run, self.device = run, device
+        self.method, self.per_student = build_method(run, source)
+        self.data = loaders(run, source, self.method.wants, device)[0]
+        self.engine = Engine(self.method.to(device), run, device)
+
+    def seconds(self) -> list[float]:
+        """What a step takes, phase by phase."""
+        found = []
+        for phase in self.method.phases:
+            self.method.train().begin(phase)
+            optimizer = make_optimizer(self.method.param_groups(), self.run, self.per_student)
+            batches = cycle(self.data.epoch(0))
+            with self.engine:
+                step = partial(self.engine.step, optimizer, progress=Progress())
+                found.append(_typical(lambda: step(batch=next(batches)), self.device))  # noqa: B023  # called here
+        return found
 
 
-def _seconds_of(work: Callable[[], object], device: torch.device | None = None) -> float:
-    began = time.perf_counter()
-    work()
-    if device is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+def _typical(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds: the median of a few after a first, or that alone where it is slow."""
 
+    def once() -> float:
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
 
-def _used(device: torch.device) -> int:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    return _peak(device)
+    first = once()
+    return first if first > SLOW else statistics.median(once() for _ in range(TIMED))
 
 
 def _peak(device: torch.device) -> int:
@@ -112,14 +119,3 @@ def _peak(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most
-
-
-def _free(device: torch.device) -> int:
-    """Bytes that could be had besides."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))

@@ -1,6 +1,6 @@
 """compare: many methods, many seeds, one table with intervals.
 
-A cell is one run folder, `cells/<row>-s<seed>/` (cells.py runs them). Finished cells are never run again and interrupted
+A cell is one run folder, `cells/<row>-s<seed>/`; cells.py runs them. Finished cells are never run again and interrupted
 ones resume, so the same command goes on where it was stopped. Per seed every method has the same split, sample order
 and start of the shared student. The test set is read once per cell and decides nothing: what a cell ships is chosen on
 validation.

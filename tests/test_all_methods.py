@@ -81,7 +81,7 @@ every_method = pytest.mark.parametrize("name", list(METHODS))
 @every_method
 def test_terms_add_up_to_the_loss(name: str) -> None:
     for method in each_phase(name):
-        out = method(data(method))
+        out = method(data(method), Progress())
         assert out.loss.item() == pytest.approx(sum(term.item() for term in out.terms.values()), rel=1e-6)
         assert all(term.dim() == 0 for term in out.terms.values())
         assert out.logits.shape == (len(method.students()), SAMPLES, CLASSES)
@@ -109,7 +109,7 @@ def test_labels_of_mixed_images_are_shares_of_classes(name: str) -> None:
         other = batch.labels.flip(0)
 
         def terms(labels: torch.Tensor, method: Method = method, batch: Batch = batch) -> dict[str, float]:
-            out = copy.deepcopy(method)(batch._replace(labels=labels))
+            out = copy.deepcopy(method)(batch._replace(labels=labels), Progress())
             return {term: value.item() for term, value in out.terms.items()}
 
         ids, flipped = (torch.eye(CLASSES)[labels] for labels in (batch.labels, other))
@@ -137,7 +137,8 @@ def test_gradient_routing(name: str) -> None:
 def test_students_have_the_plain_architectures_keys(name: str, tmp_path: Path) -> None:
     method = build(name)
     method.train()
-    method(data(method)).loss.backward()  # batch-norm statistics of its own
+    method.begin(method.phases[0])
+    method(data(method), Progress()).loss.backward()  # batch-norm statistics of its own
     x = data(method).inputs[0]
     for student, net in method.students().items():
         save_student(tmp_path / student, net, {"classes": list("abcde")})

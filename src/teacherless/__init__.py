@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from teacherless.method import Output as Output
     from teacherless.method import Progress as Progress
     from teacherless.method import Wants as Wants
+    from teacherless.method import progress as progress
     from teacherless.methods import METHODS as METHODS
     from teacherless.methods.byot import BYOT as BYOT
     from teacherless.methods.cs_kd import CSKD as CSKD
@@ -42,7 +43,7 @@ __version__ = "0.1.0"
 _HOME = {
     "errors": ["Diverged", "InputError"],
     "evaluation.metrics": ["evaluate"],
-    "method": ["Batch", "Method", "Output", "Progress", "Wants"],
+    "method": ["Batch", "Method", "Output", "Progress", "Wants", "progress"],
     "methods": [
         "METHODS",
         "BYOT",
@@ -76,3 +77,7 @@ def __getattr__(name: str) -> Any:
     if name in ("losses", "models", "data"):
         return import_module(f"teacherless.{name}")
     raise AttributeError(f"module 'teacherless' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "data", "losses", "models"})

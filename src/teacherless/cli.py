@@ -138,7 +138,7 @@ def plan(
     """
     run = make_run(method, flags, recipe)
     from teacherless.runs.plan import Plan
-    from teacherless.study.progress import duration
+    from teacherless.study.watch import duration
     from teacherless.training.step import tune_allocator
 
     tune_allocator()

@@ -8,19 +8,17 @@ up to the loss. `students()` is what is shipped: plain networks with the plain a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-
-class Batch(NamedTuple):
-    """One batch, as a method sees it."""
-
-    inputs: tuple[Tensor, ...]  # V inputs per sample, each [B, ...]; images are [B, C, H, W]
-    labels: Tensor  # [B] class ids; of mixed images (mixup, CutMix) [B, C] shares of classes
-    index: Tensor | None = None  # type: ignore[assignment]  # [B] row in the training set
+from teacherless import network
+from teacherless.batch import Batch as Batch
+from teacherless.batch import Wants as Wants
+from teacherless.batch import as_batch, check_values, check_wants
+from teacherless.errors import InputError
 
 
 class Progress(NamedTuple):
@@ -29,7 +27,20 @@ class Progress(NamedTuple):
     step: Tensor = torch.tensor(0)
     epoch: Tensor = torch.tensor(0)
     epochs: Tensor = torch.tensor(1)
-    turn: int = 0  # whose turn it is (DML in turn); an int, so that each turn has a graph of its own
+    turn: int | None = None  # whose turn it is (DML in turn); an int, so that each turn has a graph of its own
+
+    def advance(self) -> None:
+        """An epoch is over. Raises: InputError if it was the last one already."""
+        if int(self.epoch) >= int(self.epochs):
+            raise InputError(f"progress: all {int(self.epochs)} epochs are over; tl.progress(epochs=...) has how many")
+        self.epoch.add_(1)
+
+
+def progress(epochs: int) -> Progress:
+    """For a loop of one's own, at its beginning; call `advance()` after every epoch. Raises: InputError below 1."""
+    if epochs < 1:
+        raise InputError(f"epochs: found {epochs}; must be at least 1")
+    return Progress(torch.tensor(0), torch.tensor(0), torch.tensor(epochs))
 
 
 class Output(NamedTuple):
@@ -47,14 +58,6 @@ class Output(NamedTuple):
 Exchange = Callable[[Tensor], Tensor]  # own [k, B, C+1] -> mean over the others [k, B, C+1]
 
 
-class Wants(NamedTuple):
-    """What a method asks of the data; a loader that cannot give it is refused by name."""
-
-    views: int = 1  # independent distortions of each image
-    classmate: bool = False  # plus another image of the same class, as the last input
-    index: bool = False  # type: ignore[assignment]  # the sample's row in the training set
-
-
 class Method(nn.Module):
     """What is trained: the student or students, and whatever helps them learn."""
 
@@ -67,11 +70,76 @@ class Method(nn.Module):
     phase: str = ""
     wants: Wants = Wants()
     turns: int = 1  # optimizer steps per batch
+    needs_progress: bool = False  # a weight changes from epoch to epoch
     smoothing: float = 0.0  # of the labels, in every cross-entropy with labels; `--smoothing` sets it
+    _checked: bool = False  # the first batch's values
 
     def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
         """The terms of this batch's loss, and the students' logits."""
         raise NotImplementedError
+
+    def __call__(self, *given: Any, progress: Progress | None = None) -> Output:
+        """`method(x, y)`, `method(x, y, index)` or `method(batch)`, and the progress: `forward`, behind the guard.
+
+        Raises: InputError for what would train on nonsense without a word: another number of views, no classmate or
+            index, labels that are no classes, a turn, a phase or a progress that nobody told.
+        """
+        if given and isinstance(given[-1], Progress):
+            *given, progress = given  # type: ignore[assignment]
+        batch = as_batch(given[0] if len(given) == 1 else tuple(given))
+        self._check(batch, progress)
+        try:
+            output: Output = super().__call__(batch, Progress() if progress is None else progress)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if reason := network.reason(error, batch):
+                raise InputError(reason) from error
+            raise
+        return output
+
+    def _check(self, batch: Batch, progress: Progress | None) -> None:
+        check_wants(self.wants, batch)
+        if not torch.compiler.is_compiling() and not self._checked:
+            check_values(batch)
+            self._checked = True
+        loop = "for out in method.steps(batch, progress): ..., with progress = tl.progress(epochs=...)"
+        if self.phase not in self.phases:
+            raise InputError(f"method: trains in phases ({', '.join(self.phases)}), and none has begun: {loop}")
+        if self.turns > 1 and (progress is None or progress.turn is None):
+            raise InputError(f"method: takes {self.turns} steps a batch, and nobody said whose turn it is: {loop}")
+        if self.needs_progress and progress is None:
+            raise InputError(f"method: a weight changes from epoch to epoch, and the epoch was not told: {loop}")
+
+    def steps(self, batch: Any, progress: Progress, through: nn.Module | None = None) -> Iterator[Output]:
+        """A batch's outputs, an optimizer step after each: what makes every method run in every loop.
+
+        Begins the phases when they are due: their shares of the epochs are equal, or nearly so.
+
+        Args:
+            batch: whatever `method(...)` takes, `(x, y)` for example.
+            progress: from `tl.progress(epochs=...)`.
+            through: what to call instead of the method: it wrapped by DDP, or compiled.
+
+        Raises: InputError as calling does, for fewer epochs than phases, and for turns in a DDP that would wait for
+            gradients of those whose turn it is not.
+        """
+        if self.turns > 1 and getattr(through, "find_unused_parameters", True) is False:
+            raise InputError("through: one student learns at a time; DistributedDataParallel needs "
+                             "find_unused_parameters=True")  # fmt: skip
+        now = self._in_phase(progress)
+        for turn in range(self.turns):
+            yield (self if through is None else through)(as_batch(batch), now._replace(turn=turn))
+        progress.step.add_(1)
+
+    def _in_phase(self, progress: Progress) -> Progress:
+        """The progress within the phase that is due; begins it."""
+        epoch, epochs, count = int(progress.epoch), int(progress.epochs), len(self.phases)
+        if epochs < count:
+            raise InputError(f"progress: found {epochs} epochs; {count} phases ({', '.join(self.phases)}) need {count}")
+        due = min(epoch * count // epochs, count - 1)
+        if self.phase != self.phases[due]:
+            self.begin(self.phases[due])
+        start, end = (-(-i * epochs // count) for i in (due, due + 1))
+        return progress._replace(epoch=progress.epoch - start, epochs=torch.full_like(progress.epochs, end - start))
 
     def students(self) -> dict[str, nn.Module]:
         """What is shipped, by name."""

@@ -191,7 +191,7 @@ def test_in_turn_is_algorithm_1_bit_for_bit() -> None:
 
 def test_in_turn_moves_only_the_learner() -> None:
     method = DML(*[tiny(i) for i in range(3)], update="in_turn")
-    method(batch(9)).loss.backward()  # turn 0: momentum of peer 0 is not zero after this step
+    method(batch(9), Progress(turn=0)).loss.backward()  # momentum of peer 0 is not zero after this step
     optimizer = torch.optim.SGD(method.param_groups(), 0.1, 0.9, weight_decay=1e-2)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -11,6 +11,7 @@ import torch
 from conftest import batch, tiny
 from torch import Tensor, nn
 
+import teacherless as tl
 from teacherless.errors import InputError
 from teacherless.method import Progress
 from teacherless.methods.fitnets import FitNets
@@ -53,7 +54,7 @@ def test_hint_equals_the_equation(weight: float) -> None:
     method, data = make(hint_weight=weight), batch(dtype=F64)
     hint = teacher().features(data.inputs[0])[1]
     guess = slow_conv(method.regressor, method.student.features(data.inputs[0])[1])
-    found = method(data).terms
+    found = method(data, at(0, 2)).terms
     assert found.keys() == {"hint"}
     assert found["hint"].item() == slow.exactly(weight * slow.mean_square(guess, hint))
 
@@ -70,7 +71,7 @@ def test_the_larger_map_is_averaged_down() -> None:
         for i in range(4):
             for j in range(4):
                 down[:, :, i, j] = large[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((2, 3))
-        assert method(data).terms["hint"].item() == slow.exactly(0.5 * slow.mean_square(down, small))
+        assert method(data, at(0, 2)).terms["hint"].item() == slow.exactly(0.5 * slow.mean_square(down, small))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -117,8 +118,8 @@ def test_gradient_routing() -> None:
     data = batch(dtype=F64)
     hint, kd = make("hint"), make("kd")
     student = {"lower", "upper", "head"}
-    assert slow.reached(hint(data).terms, groups(hint)) == {"hint": {"lower", "regressor"}}
-    assert slow.reached(kd(data).terms, groups(kd)) == {"ce": student, "distil": student}
+    assert slow.reached(hint(data, at(0, 2)).terms, groups(hint)) == {"hint": {"lower", "regressor"}}
+    assert slow.reached(kd(data, at(0, 2)).terms, groups(kd)) == {"ce": student, "distil": student}
     one = make(**FitNets.variants["one-stage"])
     assert slow.reached(one(data).terms, groups(one)) == {"hint": {"lower", "regressor"}, "ce": student}
 
@@ -139,16 +140,21 @@ def test_each_phase_trains_what_it_should(phase: str) -> None:
 
 def test_starts_with_the_hint_and_then_kd() -> None:
     method = FitNets(tiny(0), tiny(1))
-    assert method.phases == ("hint", "kd") and method.phase == "hint"
+    assert method.phases == ("hint", "kd") and method.phase == ""
+    progress = tl.progress(epochs=4)
+    for phase in ("hint", "hint", "kd", "kd"):
+        list(method.steps(batch(), progress))
+        progress.advance()
+        assert method.phase == phase
 
 
 def test_the_teacher_is_only_read() -> None:
     method = make()
     before = copy.deepcopy(method.teacher.net.state_dict())
     method.train()
-    method(batch(dtype=F64)).loss.backward()
+    method(batch(dtype=F64), at(0, 2)).loss.backward()
     method.phase = "kd"
-    method(batch(dtype=F64)).loss.backward()
+    method(batch(dtype=F64), at(0, 2)).loss.backward()
     torch.testing.assert_close(method.teacher.net.state_dict(), before, rtol=0, atol=0)
     assert not any(m.training for m in method.teacher.net.modules())
     assert not any("teacher" in key for key in method.state_dict())
@@ -194,4 +200,4 @@ def test_refuses_networks_without_stages_and_other_classes() -> None:
     method = FitNets(tiny(0), tiny(1, classes=7))
     method.phase = "kd"
     with pytest.raises(InputError, match="teacher: it predicts 7 classes and the student 5"):
-        method(batch())
+        method(batch(), at(0, 2))

@@ -138,7 +138,7 @@ def test_each_parameter_is_trained_once_and_gets_a_gradient() -> None:
         (group,) = one.param_groups()
         assert len({id(p) for p in group["params"]}) == len(group["params"])
         assert {id(p) for net in one.students().values() for p in net.parameters()} <= {id(p) for p in group["params"]}
-        one(batch(dtype=F64)).loss.backward()
+        one(batch(dtype=F64), Progress()).loss.backward()
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in group["params"])
 
 

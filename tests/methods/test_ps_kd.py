@@ -143,5 +143,5 @@ def test_refuses(options: dict[str, Any]) -> None:
 
 
 def test_refuses_a_batch_without_rows() -> None:
-    with pytest.raises(InputError, match="ps-kd: needs the samples' rows"):
+    with pytest.raises(InputError, match="the method wants each sample's index"):
         make()(data()._replace(index=None))

@@ -31,7 +31,7 @@ def pairs(n: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
         lambda x, y: {"image": x, "label": y},
         lambda x, y: {"pixel_values": x, "labels": y.to(torch.int32)},
         lambda x, y: tl.Batch((x,), y),
-        lambda x, y: ((x, x), y),
+        lambda x, y: ((x,), y),
         lambda x, y: (x, y, torch.arange(len(y))),
     ],
 )
@@ -61,7 +61,7 @@ def test_writes_nothing_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("data", "words"),
     [
         ([], "no batches in epoch 0"),
-        ([(1, 2, 3, 4)], "must yield"),
+        ([(1, 2, 3, 4)], "found a tuple of 4; must be"),
         ([{"picture": 1}], "needs one of"),
         ([object()], "found a object"),
     ],

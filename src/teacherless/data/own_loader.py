@@ -7,43 +7,62 @@ from itertools import chain, islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
+from teacherless.batch import SHAPES, Batch, Wants, as_batch, check_wants, mapped
 from teacherless.data.loader import Loader
 from teacherless.errors import InputError
-from teacherless.method import Batch, Wants
 
-INPUTS = ("inputs", "input", "image", "images", "x", "pixel_values")
-LABELS = ("labels", "label", "y", "target", "targets")
-SHAPES = "(x, y), ((x1, x2), y), (x, y, index), a dict or a Batch"
+ARRAYS_BATCH = 64  # samples, where arrays are given instead of a loader
 
 
-def as_loader(data: Any, wants: Wants = Wants(), device: torch.device | str = "cpu") -> Any:
+def as_loader(
+    data: Any,
+    wants: Wants = Wants(),
+    device: torch.device | str = "cpu",
+    *,
+    dtype: torch.dtype | None = None,
+    train: bool = False,
+) -> Any:
     """Anything that yields batches, as an object with `epoch(epoch, start)`, and `len()` if it has one.
 
-    A `Loader` is returned as it is. Where a method wants more than `(x, y)`, the first batch is looked at now, so that
-    a loader that cannot give it is refused before training starts.
+    A `Loader` is returned as it is. Two arrays `(X, y)` are batches of 64, shuffled to train on. float64, which is
+    numpy's, becomes `dtype`, which is the networks'. Where a method wants more than `(x, y)`, the first batch is looked
+    at now, so that a loader that cannot give it is refused before training starts.
 
     Raises: InputError for what is not iterable, and for a loader that lacks what the method wants.
     """
     if isinstance(data, Loader):
-        _check(wants, data.wants.views, data.wants.classmate, data.wants.index, "build it with wants=method.wants")
+        if wants != Wants() and data.wants != wants:
+            raise InputError(f"data: the method wants {_said(wants)}; found {_said(data.wants)}: build it with "
+                             "wants=method.wants")  # fmt: skip
         return data
     if isinstance(data, Adapted):
         return data
     if isinstance(data, (str, bytes, Mapping)) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
         raise InputError(f"data: found a {type(data).__name__}; must be an iterable of {SHAPES}")
-    adapted = (Adapted if _length(data) is None else Sized)(data, wants, device)
+    if isinstance(data, (tuple, list)) and len(data) == 2 and all(hasattr(part, "shape") for part in data):
+        data = _from_arrays(*data, train=train)
+    adapted = (Adapted if _length(data) is None else Sized)(data, wants, device, dtype)
     if wants != Wants():
         adapted.look()
     return adapted
 
 
+def _from_arrays(x: Any, y: Any, *, train: bool) -> DataLoader[Any]:
+    whole = as_batch((x, y))
+    samples: TensorDataset = TensorDataset(whole.inputs[0], whole.labels)
+    full = train and len(whole.labels) >= ARRAYS_BATCH
+    return DataLoader(samples, ARRAYS_BATCH, shuffle=train, drop_last=full)
+
+
 class Adapted:
     """A user's iterable of batches; read from its beginning once per epoch."""
 
-    def __init__(self, batches: Iterable[Any], wants: Wants, device: torch.device | str) -> None:
-        self.batches, self.wants, self.device = batches, wants, device
+    def __init__(
+        self, batches: Iterable[Any], wants: Wants, device: torch.device | str, dtype: torch.dtype | None
+    ) -> None:
+        self.batches, self.wants, self.device, self.dtype = batches, wants, device, dtype
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The iterable, read once more. The first `start` batches are read, and thrown away, before this returns: who
@@ -72,17 +91,16 @@ class Adapted:
         if batches is self.batches:
             self.batches = chain(first, batches)
         for item in first:
-            self.convert(item)
+            check_wants(self.wants, self.convert(item))
 
     def convert(self, item: Any) -> Batch:
-        """One batch, checked, on the device."""
-        inputs, labels, index = as_batch(item)
-        hint = "yield ((x, mate), y)" if self.wants.views == 1 else f"yield ({_views(self.wants)}, y)"
-        if self.wants.index and index is None:
-            hint = "yield (x, y, index)"
-        _check(self.wants, len(inputs) - self.wants.classmate, self.wants.classmate, index is not None, hint)
-        inputs = tuple(x.to(self.device, non_blocking=True) for x in inputs)
-        return Batch(inputs, labels.to(self.device), None if index is None else index.to(self.device))
+        """One batch, on the device."""
+        batch = as_batch(item)
+        index = None if batch.index is None else batch.index.to(self.device)
+        return Batch(tuple(mapped(self._moved, x) for x in batch.inputs), batch.labels.to(self.device), index)
+
+    def _moved(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self.device, self.dtype if x.dtype == torch.float64 else None, non_blocking=True)
 
 
 class Sized(Adapted):
@@ -92,61 +110,9 @@ class Sized(Adapted):
         return len(self.batches)  # type: ignore[arg-type]
 
 
-def as_batch(item: Any) -> Batch:
-    """What a loader yielded, as a Batch with int64 labels. Raises: InputError for anything else."""
-    x, y, index = _parts(item)
-    inputs = tuple(map(_tensor, x)) if isinstance(x, (tuple, list)) else (_tensor(x),)
-    if not inputs:
-        raise InputError(f"data: found no input; the loader must yield {SHAPES}")
-    labels = _tensor(y)
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise InputError(f"data: found labels of {labels.dtype}; must be class ids, which are integers")
-    if labels.dim() != 1:
-        hint = "; a data set of single samples goes into a DataLoader" if labels.dim() == 0 else ""
-        raise InputError(f"data: found labels of shape {list(labels.shape)}; must be [B]: one class id a sample{hint}")
-    for x in inputs:
-        if x.dim() == 0 or len(x) != len(labels):
-            raise InputError(f"data: found inputs {list(x.shape)} with {len(labels)} labels; the first axes must agree")
-    return Batch(inputs, labels.long(), None if index is None else _tensor(index).long())
-
-
-def _parts(item: Any) -> tuple[Any, Any, Any]:
-    """Inputs, labels and maybe the index."""
-    if isinstance(item, Batch):
-        return item.inputs, item.labels, item.index
-    if isinstance(item, Mapping):
-        x, y = (next((item[key] for key in keys if key in item), None) for keys in (INPUTS, LABELS))
-        if x is None or y is None:
-            raise InputError(
-                f"data: found a dict with {sorted(map(str, item))}; needs one of {INPUTS} and one of {LABELS}"
-            )
-        return x, y, item.get("index")
-    if isinstance(item, (tuple, list)) and len(item) in (2, 3):
-        return item[0], item[1], item[2] if len(item) == 3 else None
-    what = f"{type(item).__name__}" + (f" of {len(item)}" if isinstance(item, (tuple, list)) else "")
-    raise InputError(f"data: found a {what}; the loader must yield {SHAPES}")
-
-
-def _tensor(value: Any) -> Tensor:
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"data: found a {type(value).__name__} in a batch; must be a tensor or an array") from error
-
-
-def _check(wants: Wants, views: int, classmate: bool, index: bool, hint: str) -> None:
-    """Refuse what is missing, by name."""
-    if views < wants.views and wants.views > 1:
-        raise InputError(f"data: the method wants {wants.views} views of each sample; found {max(views, 0)}: {hint}")
-    if classmate < wants.classmate or views < 1:
-        raise InputError(f"data: the method wants a classmate of each sample; found none: {hint}")
-    if index < wants.index:
-        raise InputError(f"data: the method wants each sample's index; found none: {hint}")
-
-
-def _views(wants: Wants) -> str:
-    names = [f"x{i + 1}" for i in range(wants.views)] + ["mate"] * wants.classmate
-    return f"({', '.join(names)})"
+def _said(wants: Wants) -> str:
+    extras = [name for name in ("classmate", "index") if getattr(wants, name)]
+    return " and ".join([f"{wants.views} view{'s' * (wants.views > 1)} of each sample", *extras])
 
 
 def _length(data: Any) -> int | None:

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from teacherless import losses
-from teacherless.method import Batch
+from teacherless.batch import as_batch, mapped
+from teacherless.errors import InputError
+from teacherless.network import call
 
 BINS = 15  # of the expected calibration error: equal width, right-closed, over confidence in (0, 1]
 
 
-def evaluate(predictors: Mapping[str, nn.Module], batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-    """Every predictor's metrics over the batches, each batch read once.
+def evaluate(predictors: Mapping[str, nn.Module], batches: Iterable[Any]) -> dict[str, dict[str, float]]:
+    """Every predictor's metrics over the batches, `(x, y)` or any other shape that `train` takes, each read once.
 
     Returns: `{name: {"top1", "top5", "nll", "ece", "entropy"}}`; accuracies in percent, NLL and the mean entropy of
         the predictions in nats, ECE in percent with 15 bins.
@@ -28,15 +31,20 @@ def evaluate(predictors: Mapping[str, nn.Module], batches: Iterable[Batch]) -> d
 
 
 @torch.no_grad()
-def predict(predictors: Mapping[str, nn.Module], batches: Iterable[Batch]) -> tuple[dict[str, Tensor], Tensor]:
+def predict(predictors: Mapping[str, nn.Module], batches: Iterable[Any]) -> tuple[dict[str, Tensor], Tensor]:
     """Every predictor's logits `[N, C]`, at least float32, in evaluation mode, and the labels `[N]`."""
     logits: dict[str, list[Tensor]] = {name: [] for name in predictors}
     labels = []
     with evaluating(predictors.values()):
-        for batch in batches:
+        for batch in map(as_batch, batches):
             labels.append(batch.labels)
             for name, net in predictors.items():
-                logits[name].append(losses.full(net(batch.inputs[0])))
+                like = next(net.parameters(), batch.labels)
+                x = mapped(lambda part, like=like: part.to(like.device), batch.inputs[0])
+                logits[name].append(losses.full(call(net, x)).to(batch.labels.device))
+    if not labels or labels[0].dim() != 1:
+        what = "labels that are shares of classes; to evaluate, they must be class ids" if labels else "no batches"
+        raise InputError(f"data: found {what}")
     return {name: torch.cat(each) for name, each in logits.items()}, torch.cat(labels)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -50,6 +51,13 @@ def same_classes(teacher: Tensor, student: Tensor) -> None:
     if teacher.shape != student.shape:
         raise InputError(f"teacher: it predicts {teacher.shape[-1]} classes and the student {student.shape[-1]}; "
                          "both must know the classes of the data")  # fmt: skip
+
+
+def one_width(each: Sequence[Tensor]) -> None:
+    """Raises: InputError for peers whose logits, `[B, C]`, are not of as many classes."""
+    widths = [logits.shape[-1] for logits in each]
+    if len(set(widths)) > 1:
+        raise InputError(f"dml: found peers of {' and '.join(map(str, widths))} classes; all must know the same ones")
 
 
 def staged(method: str, net: nn.Module, role: str = "student", at_least: int = 1, maps: bool = True) -> Insides:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from teacherless.batch import Input, leaves
 from teacherless.method import Progress
+from teacherless.network import call, packed
 
 
 def ramp(progress: Progress, epochs: int, dtype: torch.dtype) -> Tensor:
@@ -24,21 +26,23 @@ def ramp(progress: Progress, epochs: int, dtype: torch.dtype) -> Tensor:
 
 class Frozen:
     """A network that is only read (a teacher). Not an `nn.Module`, on purpose: in no optimizer, no checkpoint, no
-    `.train()` call and no DDP bucket. It follows its input's device."""
+    `.train()` call and no DDP bucket. It follows its input's device, and its dtype where that is a float."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Input) -> Tensor:
         """The teacher's logits for `x`."""
-        logits: Tensor = self.at(x)(x)
-        return logits
+        return call(self.at(x), x)
 
-    def at(self, x: Tensor) -> Any:
-        """The teacher on the device of `x` (call its `features` under `torch.no_grad()`)."""
-        if next(self.net.parameters(), x).device != x.device:
-            self.net.to(x.device)
+    def at(self, x: Input) -> Any:
+        """The teacher where `x` is (call its `features` under `torch.no_grad()`)."""
+        here = next(leaves(x))
+        own = next((p for p in self.net.parameters() if p.is_floating_point()), here)
+        dtype = here.dtype if here.is_floating_point() else own.dtype
+        if own.device != here.device or own.dtype != dtype:
+            self.net.to(here.device, dtype)
         return self.net
 
 
@@ -49,9 +53,10 @@ class MeanProbability(nn.Module):
         super().__init__()
         self.nets = nn.ModuleList(nets)
 
-    def forward(self, x: Any) -> Tensor:
-        """log mean_k softmax(z_k). `[B, ...] -> [B, C]`."""
-        each = torch.stack([net(x).float().log_softmax(-1) for net in self.nets])  # [K, B, C]
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """log mean_k softmax(z_k). What the networks read -> `[B, C]`."""
+        x = packed(args, kwargs)
+        each = torch.stack([call(net, x).float().log_softmax(-1) for net in self.nets])  # [K, B, C]
         mean: Tensor = each.logsumexp(0) - math.log(len(self.nets))
         return mean
 

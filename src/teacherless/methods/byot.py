@@ -54,6 +54,7 @@ from teacherless.methods import _checks as checks
 from teacherless.methods._parts import resize
 from teacherless.models.layers import conv, conv_bn, conv_bn_relu
 from teacherless.models.staged import Insides, fresh
+from teacherless.network import packed
 
 
 class BYOT(Method):
@@ -151,9 +152,9 @@ class AllExits(nn.Module):
         super().__init__()
         self.byot = byot
 
-    def forward(self, x: Tensor) -> Tensor:
-        """log of the mean probability. `[B, ...] -> [B, C]`."""
-        maps, _, logits = self.byot.student.look(x)
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """log of the mean probability. What the student reads -> `[B, C]`."""
+        maps, _, logits = self.byot.student.look(packed(args, kwargs))
         each = torch.stack([losses.log_probs(z) for z in (*(z for _, _, z in self.byot._shallow(maps)), logits)])
         return each.logsumexp(0) - math.log(len(each))
 

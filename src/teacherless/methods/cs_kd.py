@@ -37,6 +37,7 @@ from torch import nn
 from teacherless import losses
 from teacherless.method import Batch, Method, Output, Progress, Wants
 from teacherless.methods import _checks as checks
+from teacherless.network import call
 
 
 class CSKD(Method):
@@ -59,9 +60,11 @@ class CSKD(Method):
 
     def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
         """`ce`: the student learns from the labels. `distil`: from its prediction for a classmate."""
-        logits = self.student(batch.inputs[0])  # [B, C]; first, so that autocast caches weights that have a gradient
+        logits = call(
+            self.student, batch.inputs[0]
+        )  # [B, C]; first, so that autocast caches weights that have a gradient
         with torch.no_grad():
-            target = self.student(batch.inputs[-1])
+            target = call(self.student, batch.inputs[-1])
         terms = {
             "ce": losses.ce(logits, batch.labels, self.smoothing).mean(),
             "distil": self.kd_weight * losses.kl(logits, target, self.temperature).mean(),

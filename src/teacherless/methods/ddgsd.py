@@ -48,10 +48,12 @@ import torch
 from torch import Tensor, nn
 
 from teacherless import losses
+from teacherless.batch import Input, joined
 from teacherless.errors import InputError
 from teacherless.method import Batch, Method, Output, Progress, Wants
 from teacherless.methods import _checks as checks
 from teacherless.models.staged import Insides
+from teacherless.network import call
 
 
 class DDGSD(Method):
@@ -116,7 +118,7 @@ class DDGSD(Method):
     def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
         """`ce`: each view learns from the labels. `kl`: from the other views. `mmd` (or `mse`): both move closer."""
         count = self.wants.views
-        x = [torch.cat(batch.inputs[:count])] if self.joint else list(batch.inputs[:count])
+        x = [joined(batch.inputs)] if self.joint else batch.inputs
         parts = [self._predict(part) for part in x]  # of [V·B, C] and [V·B, D], or V of [B, C] and [B, D]
         z = torch.cat([logits for logits, _ in parts]).reshape(count, len(batch.labels), -1)  # [V, B, C]
         terms = {"ce": losses.ce(z, batch.labels, self.smoothing).mean(1).sum()}
@@ -133,13 +135,13 @@ class DDGSD(Method):
             terms["mse"] = self.mmd_weight * _sum(losses.mse(a, b).mean() for a, b in combinations(z, 2))
         return Output(terms, z[:1].detach())
 
-    def _predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _predict(self, x: Input) -> tuple[Tensor, Tensor]:
         """Logits and, where features are compared, what the head read."""
         if self.mmd_weight and self.match == "features":
             assert isinstance(self.student, Insides)
             _, features, logits = self.student.look(x)
             return logits, features
-        logits = self.student(x)
+        logits = call(self.student, x)
         return logits, logits
 
     def students(self) -> dict[str, nn.Module]:

@@ -61,11 +61,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from teacherless import losses
+from teacherless.batch import Input, joined
 from teacherless.errors import InputError, unknown
 from teacherless.method import Batch, Exchange, Method, Output, Progress, Wants
 from teacherless.methods import _checks as checks
 from teacherless.methods._mutual import mutual
 from teacherless.methods._parts import MeanProbability, ramp
+from teacherless.network import arguments, call, read_logits
 
 Gather = Callable[[Tensor], tuple[Tensor, slice]]
 
@@ -179,15 +181,19 @@ class DML(Method):
         rows = listening(topology, len(peers)) if views == 1 else listening("complete", len(peers) * views)
         self.register_buffer("listening", rows, persistent=False)
         self.turns = len(peers) if update == "in_turn" else 1
+        self.needs_progress = ramp_epochs > 0
         self.wants = Wants(views=views)
 
     def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
         """`ce`: each peer learns from the labels. `mimicry`: each peer learns from the others, which are constants."""
-        x = torch.cat(batch.inputs) if self.views > 1 else batch.inputs[0]  # [V·B, ...]
-        own = torch.cat([self._predict(i, x, progress.turn) for i in range(len(self.peers))])  # [K·V·B, C]
+        x = joined(batch.inputs)  # [V·B, ...]
+        each = [self._predict(i, x, progress.turn) for i in range(len(self.peers))]
+        checks.one_width(each)
+        own = torch.cat(each)  # [K·V·B, C]
         own = own.reshape(-1, len(batch.labels), own.shape[-1])  # [K·V, B, C]
         ce, mimicry = self._scores(own, batch.labels)  # [K·V, B]
         if self.update == "in_turn":
+            assert progress.turn is not None
             learner = slice(progress.turn * self.views, (progress.turn + 1) * self.views)
             ce, mimicry = ce[learner], mimicry[learner]
         weight = self.weight * self.temperature**2
@@ -235,15 +241,14 @@ class DML(Method):
             found = (found + backward) / 2
         return found
 
-    def _predict(self, i: int, x: Tensor, turn: int) -> Tensor:
+    def _predict(self, i: int, x: Input, turn: int | None) -> Tensor:
         """Peer i's logits. An idle peer only predicts: its batch-norm buffers do not move, no gradient is made."""
         peer = self.peers[i]
         if self.update == "simultaneous" or i == turn:
-            logits: Tensor = peer(x)
-        else:
-            with torch.no_grad():
-                logits = functional_call(peer, {name: b.clone() for name, b in peer.named_buffers()}, (x,))
-        return logits
+            return call(peer, x)
+        with torch.no_grad():
+            buffers = {name: b.clone() for name, b in peer.named_buffers()}
+            return read_logits(functional_call(peer, buffers, *arguments(x)), type(peer).__name__)
 
     def students(self) -> dict[str, nn.Module]:
         """The peers."""

@@ -49,6 +49,7 @@ import torch
 from torch import Tensor, nn
 
 from teacherless import losses
+from teacherless.batch import Input
 from teacherless.method import Batch, Method, Output, Progress
 from teacherless.methods import _checks as checks
 from teacherless.methods._parts import Frozen, resize
@@ -75,7 +76,6 @@ class FitNets(Method):
 
     teacher_use = "required"
     phases: tuple[str, ...] = ("hint", "kd")
-    phase = "hint"
     variants: ClassVar[dict[str, dict[str, Any]]] = {
         "one-stage": {"one_stage": True, "hint_weight": 100.0, "regressor": "relu"}
     }
@@ -108,7 +108,8 @@ class FitNets(Method):
                 kd_weight_start=(kd_weight_start, 4.0),
                 kd_weight_end=(kd_weight_end, 1.0),
             )
-            self.phases, self.phase = ("",), ""
+            self.phases = ("",)
+        self.needs_progress = not one_stage and kd_weight_start != kd_weight_end
         self.student, self.teacher = pupil, Frozen(tutor)
         self.regressor = _regressor(pupil.channels[self.guided], tutor.channels[self.hint], regressor)
         self.hint_weight, self.temperature = hint_weight, temperature
@@ -130,7 +131,7 @@ class FitNets(Method):
             terms["distil"] = (self._kd_weight(progress, kl.dtype) * kl).mean()
         return Output(terms, logits.detach()[None])
 
-    def _miss(self, guided: Tensor, x: Tensor) -> Tensor:
+    def _miss(self, guided: Tensor, x: Input) -> Tensor:
         """How far the regressed map is from the hint, per sample. `[B, C, H, W] -> [B]`."""
         with torch.no_grad():
             hint: Tensor = self.teacher.at(x).reach(x, self.hint)

@@ -40,6 +40,7 @@ from teacherless import losses
 from teacherless.method import Batch, Method, Output, Progress
 from teacherless.methods import _checks as checks
 from teacherless.methods._parts import Frozen
+from teacherless.network import call
 
 
 class KD(Method):
@@ -76,7 +77,7 @@ class KD(Method):
     def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
         """`ce`: the student learns from the labels. `distil`: from the teacher."""
         x = batch.inputs[0]
-        logits, target = self.student(x), self.teacher(x)  # [B, C]
+        logits, target = call(self.student, x), self.teacher(x)  # [B, C]
         checks.same_classes(target, logits)
         terms = {}
         if self.ce_weight:

@@ -53,11 +53,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from teacherless import losses
+from teacherless.batch import Input
 from teacherless.errors import InputError
 from teacherless.method import Batch, Method, Output, Progress
 from teacherless.methods import _checks as checks
 from teacherless.methods._parts import ramp
 from teacherless.models.staged import Insides
+from teacherless.network import packed
 
 
 class ONE(Method):
@@ -113,6 +115,7 @@ class ONE(Method):
         self.trunks = nn.ModuleList(net.trunk(start) for net in (nets[:1] if share else nets))
         self.branches = nn.ModuleList(net.branch(start) for net in nets)
         self.gate = _gate(student.channels[start - 1], branches) if gate and branches > 1 else None
+        self.needs_progress = distil and ramp_epochs > 0
         self._nets = tuple(nets)  # views of the trunks and branches as plain networks; a tuple, so not registered twice
 
     def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
@@ -126,7 +129,7 @@ class ONE(Method):
             terms["distil"] = self.kl_weight * (ramp(progress, self.ramp_epochs, kl.dtype) * kl).mean(1).sum()
         return Output(terms, each.detach())
 
-    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, x: Input) -> tuple[Tensor, Tensor]:
         """Logits of each branch and of the ensemble. `[B, ...] -> [m, B, C], [B, C]`."""
         maps = [trunk(x) for trunk in self.trunks]  # of the one trunk, or of m
         shared = maps * (len(self.branches) // len(maps))
@@ -159,9 +162,9 @@ class GatedEnsemble(nn.Module):
         super().__init__()
         self.one = one
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Σ_i g_i z_i. `[B, ...] -> [B, C]`."""
-        return self.one.predict(x)[1]
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """Σ_i g_i z_i. What the student reads -> `[B, C]`."""
+        return self.one.predict(packed(args, kwargs))[1]
 
 
 class Mean(nn.Module):

@@ -31,6 +31,7 @@ from torch import nn
 
 from teacherless import losses
 from teacherless.method import Batch, Method, Output, Progress
+from teacherless.network import call
 
 
 class Plain(Method):
@@ -42,7 +43,7 @@ class Plain(Method):
 
     def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
         """`ce`: the student learns from the labels."""
-        logits = self.student(batch.inputs[0])  # [B, C]
+        logits = call(self.student, batch.inputs[0])  # [B, C]
         return Output({"ce": losses.ce(logits, batch.labels, self.smoothing).mean()}, logits.detach()[None])
 
     def students(self) -> dict[str, nn.Module]:

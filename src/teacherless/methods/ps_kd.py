@@ -43,9 +43,9 @@ import torch
 from torch import Tensor, nn
 
 from teacherless import losses
-from teacherless.errors import InputError
 from teacherless.method import Batch, Method, Output, Progress, Wants
 from teacherless.methods import _checks as checks
+from teacherless.network import call
 
 
 class PSKD(Method):
@@ -62,6 +62,7 @@ class PSKD(Method):
     """
 
     wants = Wants(index=True)
+    needs_progress = True
     variants: ClassVar[dict[str, dict[str, Any]]] = {"released": {"unseen": "zero"}}
     needs = ("num_samples", "num_classes")
     memory: Tensor
@@ -85,9 +86,8 @@ class PSKD(Method):
 
     def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
         """`ce`: the student learns from the labels. `past`: from what it said an epoch ago. Remembers what it says."""
-        if batch.index is None:
-            raise InputError("ps-kd: needs the samples' rows in the training set, and the batch has no index")
-        logits = self.student(batch.inputs[0])  # [B, C]
+        assert batch.index is not None
+        logits = call(self.student, batch.inputs[0])  # [B, C]
         ce = losses.ce(logits, batch.labels, self.smoothing)
         past = self.memory[batch.index]  # [B, C]
         no_past = past.sum(1) < 0.5  # a row of probabilities adds up to 1

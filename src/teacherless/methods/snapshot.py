@@ -60,7 +60,6 @@ class Snapshot(Plain):
         if cycles < 2:
             raise InputError(f"cycles: found {cycles}; must be at least 2 (one cycle is plain)")
         self.phases = tuple(f"cycle{i + 1}" for i in range(cycles))
-        self.phase = self.phases[0]
         self.snapshots = nn.ModuleList(copy.deepcopy(student).requires_grad_(False) for _ in self.phases[1:])
 
     def begin(self, phase: str) -> None:

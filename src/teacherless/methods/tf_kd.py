@@ -48,6 +48,7 @@ from teacherless.errors import InputError
 from teacherless.method import Batch, Method, Output, Progress
 from teacherless.methods import _checks as checks
 from teacherless.methods._parts import Frozen
+from teacherless.network import call
 
 
 class TFKD(Method):
@@ -110,7 +111,7 @@ class TFKD(Method):
 
     def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
         """`ce`: the student learns from the labels. `distil`: from the virtual teacher, or its earlier self."""
-        logits = self.student(batch.inputs[0])  # [B, C]
+        logits = call(self.student, batch.inputs[0])  # [B, C]
         distil = self._distil(logits, batch)
         if self.class_mean:
             distil = distil / logits.shape[-1]

@@ -44,7 +44,7 @@ class Insides(nn.Module):
         """Whether every stage gives `[B, C_i, H_i, W_i]`; a transformer's give tokens."""
         return True
 
-    def look(self, x: Tensor) -> Look:
+    def look(self, x: Any) -> Look:
         """Maps, embedding and logits of `[B, ...]`."""
         raise NotImplementedError
 
@@ -56,7 +56,7 @@ class Insides(nn.Module):
         """`[B, D]`, exactly what the head reads."""
         return self.look(x).embedding
 
-    def reach(self, x: Tensor, stage: int) -> Tensor:
+    def reach(self, x: Any, stage: int) -> Tensor:
         """The output of one stage; what comes after it is not run."""
         raise NotImplementedError
 

@@ -23,7 +23,7 @@ from teacherless import disk
 from teacherless.errors import Diverged, InputError, Stopped
 from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
-from teacherless.study.progress import Progress
+from teacherless.study.watch import Progress
 from teacherless.training.checkpoint import Signals
 from teacherless.training.engines.threads import one_thread_each
 from teacherless.training.folder import read_json

@@ -26,6 +26,7 @@ from teacherless.evaluation.metrics import evaluate, evaluating
 from teacherless.method import Batch, Method, Progress, Wants
 from teacherless.methods._parts import Frozen
 from teacherless.models.files import CONFIG, WEIGHTS, load_weights, save_student
+from teacherless.network import call
 from teacherless.training import checkpoint, folder
 from teacherless.training.ema import Average
 from teacherless.training.record import Line, Recorder
@@ -74,7 +75,9 @@ def train(
     chosen = read(Settings, settings)
     device = pick_device(chosen.device)
     pairs = ((train_data, method.wants), (val_data, Wants()), (test_data, Wants()))
-    data = [None if found is None else as_loader(found, wants, device) for found, wants in pairs]
+    dtype = next((p.dtype for p in method.parameters() if p.is_floating_point()), None)
+    data = [None if found is None else as_loader(found, wants, device, dtype=dtype, train=found is train_data)
+            for found, wants in pairs]  # fmt: skip
     if chosen.smoothing:
         method.smoothing = chosen.smoothing
     training = Training(method, data[0], data[1], chosen, per_student or {}, Path(out) if out else None, quiet=quiet)
@@ -391,10 +394,10 @@ def _check_first(students: dict[str, nn.Module], batch: Batch) -> None:
     high, low = int(ids.max()), int(ids.min())
     with evaluating(students.values()):
         for name, net in students.items():
-            logits = net(batch.inputs[0])
-            if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(batch.labels):
-                found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-                raise InputError(f"{name}: found {found}; a student must return logits, [{len(batch.labels)}, classes]")
+            logits = call(net, batch.inputs[0])
+            if len(logits) != len(batch.labels):
+                raise InputError(f"{name}: found {list(logits.shape)}; a student must return logits, "
+                                 f"[{len(batch.labels)}, classes]")  # fmt: skip
             if high >= logits.shape[1] or low < 0:
                 raise InputError(f"data: found class {high if low >= 0 else low}; {name} has {logits.shape[1]} outputs")
 

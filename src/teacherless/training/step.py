@@ -42,7 +42,7 @@ def train_step(
     for turn in range(method.turns):
         with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=amp):
             out = method(batch, progress._replace(turn=turn))
-        out.loss.backward()
+        out.loss.backward()  # type: ignore[no-untyped-call]
         if clip is not None:
             for group in optimizer.param_groups:  # per group: a peer's clipping must not depend on its peers
                 torch.nn.utils.clip_grad_norm_(group["params"], clip)

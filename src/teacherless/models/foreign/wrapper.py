@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from teacherless.batch import Input, as_input, mapped
 from teacherless.errors import InputError
 from teacherless.models.foreign.stages import (
     Call,
@@ -34,25 +35,33 @@ from teacherless.models.foreign.stages import (
     watching,
 )
 from teacherless.models.staged import Insides, Look, at_rest, fresh
+from teacherless.network import call, read_logits
 
 # Sides of the images a network is looked into with, tried in this order.
 SIDES = (64, 32, 28, 16, 8, 96, 128, 224, 256, 299, 384)
 
 
-def adapt(net: nn.Module, *, stages: str | Sequence[str] | None = None, example: Tensor | None = None) -> Foreign:
+def adapt(
+    net: nn.Module,
+    *,
+    stages: str | Sequence[str] | None = None,
+    example: Input | None = None,
+    logits: int | str | None = None,
+) -> Foreign:
     """Any module as the methods need it: logits out, and insides with names. `net` itself stays as it is.
 
     Args:
-        net: maps a tensor to logits `[B, C]`, to a tuple or list with them first, or to a dict or an object with
-            `logits`.
+        net: maps a tensor, a tuple of them (`net(*x)`) or a dict (`net(**x)`) to logits `[B, C]`, to a tuple or list
+            with them first, or to a dict or an object with `logits`.
         stages: the stages' module paths, "layer1+layer2+layer3" or a sequence; by default they are found.
-        example: a batch it can read; by default square images of a few sizes are tried.
+        example: an input it can read: a tensor, a tuple or a dict; by default square images of a few sizes are tried.
+        logits: which entry of the output they are, by place or name, where there can be doubt.
 
     Returns: a network with the keys of `net`, which shares its weights.
     Raises: InputError for a stage that is not there; when it is looked into, for stages that cannot be used.
     """
     inner = net.net if isinstance(net, Foreign) else net
-    return Foreign(inner, stages=stages, example=example, spec=getattr(net, "spec", None))
+    return Foreign(inner, stages=stages, example=example, logits=logits, spec=getattr(net, "spec", None))
 
 
 class Anatomy(NamedTuple):
@@ -67,7 +76,7 @@ class Anatomy(NamedTuple):
 class Heard(NamedTuple):
     """What a trunk says: enough for a branch to go on."""
 
-    x: Tensor
+    x: Input
     map: Tensor  # of its last stage
     answers: dict[str, list[Any]]  # of each of its modules, in the order of their calls
 
@@ -78,7 +87,8 @@ class Foreign(Insides):
     Args:
         net: any module, see `adapt`.
         stages: module paths.
-        example: a batch it can read.
+        example: an input it can read.
+        logits: which entry of its output they are.
         size: height and width of images that it can read.
         spec: what rebuilds it.
         build: makes another one, freshly initialised.
@@ -93,7 +103,8 @@ class Foreign(Insides):
         net: nn.Module,
         *,
         stages: str | Sequence[str] | None = None,
-        example: Tensor | None = None,
+        example: Input | None = None,
+        logits: int | str | None = None,
         size: tuple[int, int] | None = None,
         spec: dict[str, Any] | None = None,
         build: Callable[[], nn.Module] | None = None,
@@ -105,6 +116,7 @@ class Foreign(Insides):
         self.name = self.spec["architecture"] or cls.__name__
         self.named = [part for part in stages.split("+") if part] if isinstance(stages, str) else list(stages or ())
         self._example, self._size, self._build = example, size, build
+        self.logits = logits
         self.register_load_state_dict_pre_hook(_add_prefix)  # type: ignore[no-untyped-call]
         paths = [path for path, _ in net.named_modules()]
         for stage in self.named:
@@ -113,9 +125,11 @@ class Foreign(Insides):
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise InputError(f"stages: {self.name} has no module {stage!r}{hint} (it has {_outline(net)})")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Logits, `[B, C]`. Raises: InputError if the network's output cannot be read as logits."""
-        return read_logits(self.net(x.expand(-1, 3, -1, -1) if self.grey_as_rgb else x), self.name)
+        if self.grey_as_rgb:
+            args = (args[0].expand(-1, 3, -1, -1),)
+        return read_logits(self.net(*args, **kwargs), self.name, self.logits)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The network's own, with its own keys."""
@@ -154,7 +168,7 @@ class Foreign(Insides):
         """Whether every stage gives a map; tokens are none."""
         return all(len(_said(self.anatomy, stage)) == 4 for stage in self.anatomy.stages)
 
-    def look(self, x: Tensor) -> Look:
+    def look(self, x: Input) -> Look:
         """Maps, embedding and logits of `[B, ...]`, in one pass."""
         found: dict[str, Tensor] = {}
         embedding: list[Tensor] = []
@@ -163,11 +177,11 @@ class Foreign(Insides):
                 hooks.callback(self._on_exit(stage, partial(found.__setitem__, stage)))
             head = self.net.get_submodule(self.anatomy.head)
             hooks.callback(head.register_forward_pre_hook(lambda _, args: embedding.append(args[0])).remove)
-            logits = self(x)
+            logits = call(self, x)
         maps = [self._as_map(stage, found[stage]) for stage in self.anatomy.stages]
         return Look(maps, embedding[-1].flatten(1), logits)
 
-    def reach(self, x: Tensor, stage: int) -> Tensor:
+    def reach(self, x: Input, stage: int) -> Tensor:
         """The output of one stage; what comes after it is not run."""
         path = self.anatomy.stages[stage]
         return self._as_map(path, self._run_to(path, x))
@@ -222,7 +236,7 @@ class Foreign(Insides):
             calls: dict[str, Call] = {}
             try:
                 with at_rest(self), watching(self.net, calls):
-                    return calls, self(x).shape
+                    return calls, call(self, x).shape
             except InputError:
                 raise
             except Exception as error:  # a foreign network may raise anything; another size may do
@@ -230,10 +244,10 @@ class Foreign(Insides):
         raise InputError(f"{self.name}: cannot look inside ({reason or 'what it reads is not known'}); show it a batch "
                          "that it can read: teacherless.adapt(net, example=x)")  # fmt: skip
 
-    def _examples(self) -> Iterator[Tensor]:
+    def _examples(self) -> Iterator[Input]:
         like = next((p for p in self.net.parameters() if p.is_floating_point()), torch.empty(0))
         if self._example is not None:
-            yield self._example.to(like.device)
+            yield mapped(lambda x: x.to(like.device), as_input(self._example))
             return
         first = next((m.in_channels for m in self.net.modules() if isinstance(m, nn.Conv2d)), None)
         channels = self.spec.get("in_channels", first)
@@ -296,13 +310,13 @@ class Foreign(Insides):
 
         return self.net.get_submodule(path).register_forward_hook(hook).remove
 
-    def _run_to(self, path: str, x: Tensor) -> Tensor:
+    def _run_to(self, path: str, x: Input) -> Tensor:
         def stop(output: Tensor) -> None:
             raise _Reached(output)
 
         remove = self._on_exit(path, stop)
         try:
-            self(x)
+            call(self, x)
         except _Reached as reached:
             return reached.output
         finally:
@@ -321,7 +335,7 @@ class Trunk(nn.Module):
         end = calls[self._stage].ended
         self._before = [path for path in foreign._cut(stages)[0] if path in calls and calls[path].ended <= end]
 
-    def forward(self, x: Tensor) -> Heard:
+    def forward(self, x: Input) -> Heard:
         """`[B, ...]` -> the stage's map, and what every module said."""
         (foreign,) = self._foreign
         answers: dict[str, list[Any]] = {path: [] for path in self._before}
@@ -350,7 +364,7 @@ class Branch(nn.Module):
         foreign = self.foreign
         versions = {path: _versions(said) for path, said in heard.answers.items()}
         with repeating({foreign.net.get_submodule(path): said for path, said in heard.answers.items()}):
-            logits: Tensor = foreign(heard.x)
+            logits = call(foreign, heard.x)
         for path, said in heard.answers.items():
             if _versions(said) != versions[path]:
                 raise InputError(f"{foreign.name}: changes the output of {path!r} in place after the split, so "
@@ -382,23 +396,6 @@ def repeating(answers: Mapping[nn.Module, list[Any]]) -> Iterator[None]:
 
 def _next(said: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
     return next(said)
-
-
-def read_logits(output: Any, name: str) -> Tensor:
-    """The logits `[B, C]` in what a network returned. Raises: InputError if there are none."""
-    found = output
-    if not isinstance(output, Tensor):
-        if hasattr(output, "logits"):
-            found = output.logits
-        elif isinstance(output, Mapping):
-            found = output.get("logits", next(iter(output.values())) if len(output) == 1 else None)
-        elif isinstance(output, (tuple, list)):
-            found = next(iter(output), None)
-    if isinstance(found, Tensor) and found.dim() == 2:
-        return found
-    shown = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(output).__name__}"
-    raise InputError(f"{name}: found {shown} as output; must be logits [B, classes], or a tuple, dict or object that "
-                     "has them first or as 'logits'")  # fmt: skip
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from teacherless.batch import leaves, mapped
 from teacherless.errors import InputError
 from teacherless.method import Batch, Output, Progress
 
@@ -80,7 +81,7 @@ class Graph:
         return self.output
 
     def _record(self, batch: Batch, progress: Progress) -> None:
-        fixed = Batch(tuple(x.clone() for x in batch.inputs), batch.labels.clone(),
+        fixed = Batch(tuple(mapped(Tensor.clone, x) for x in batch.inputs), batch.labels.clone(),
                       None if batch.index is None else batch.index.clone())  # fmt: skip
         now = Progress(progress.step.clone(), progress.epoch.clone(), progress.epochs.clone())
         self.given = _read(fixed, now)
@@ -104,7 +105,14 @@ class Graph:
 def _read(batch: Batch, progress: Progress) -> list[Tensor]:
     """All that a step reads."""
     index = [] if batch.index is None else [batch.index]
-    return [*batch.inputs, batch.labels, *index, progress.step, progress.epoch, progress.epochs]
+    return [
+        *(part for x in batch.inputs for part in leaves(x)),
+        batch.labels,
+        *index,
+        progress.step,
+        progress.epoch,
+        progress.epochs,
+    ]
 
 
 def _rates_to_tensors(optimizer: torch.optim.Optimizer, device: torch.device) -> None:

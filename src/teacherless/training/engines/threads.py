@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from teacherless.batch import Input, mapped
 from teacherless.errors import InputError
 from teacherless.method import Batch, Exchange, Method, Output
+from teacherless.network import arguments
 
 Step = Callable[[Method, torch.optim.Optimizer], Output]  # of a part of the students, on the batch of the moment
 
@@ -95,7 +97,8 @@ class Threads:
     """
 
     def __init__(self, method: Method, batch: Batch) -> None:
-        costs = [cost(student, batch.inputs[0][:2]) for student in method.students().values()]
+        few = mapped(lambda x: x[:2], batch.inputs[0])
+        costs = [cost(student, few) for student in method.students().values()]
         self.assigned = deal(costs, min(len(costs), cores()))
         self.shared = ThreadExchange(self.assigned)
         self.parts = []
@@ -154,10 +157,10 @@ def deal(costs: Sequence[int], workers: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def cost(student: nn.Module, x: Tensor) -> int:
+def cost(student: nn.Module, x: Input) -> int:
     """Floating-point operations of a forward; counted on copies of the buffers, so nothing moves."""
     with FlopCounterMode(display=False) as count:
-        functional_call(student, {name: b.clone() for name, b in student.named_buffers()}, (x,))
+        functional_call(student, {name: b.clone() for name, b in student.named_buffers()}, *arguments(x))
     return int(count.get_total_flops())
 
 

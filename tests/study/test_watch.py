@@ -10,7 +10,7 @@ import pytest
 
 from teacherless.runs.config import Run
 from teacherless.study.cells import Cell
-from teacherless.study.progress import Progress, duration
+from teacherless.study.watch import Progress, duration
 
 
 def cell(out: Path, row: str, seed: int) -> Cell:
@@ -55,7 +55,7 @@ def test_a_run_with_phases_has_as_many_epochs_as_it_says(tmp_path: Path) -> None
 def test_plain_lines_where_there_is_no_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("teacherless.study.progress.SILENCE", 0.3)
+    monkeypatch.setattr("teacherless.study.watch.SILENCE", 0.3)
     a, b = cell(tmp_path, "plain", 0), cell(tmp_path, "dml", 0)
     with Progress([a, b], lambda done: f"{done['top1']} %") as progress:
         progress.start(a)

@@ -1,0 +1,163 @@
+"""A batch, in whatever shape a loader gives it, and what no method may train on without a word.
+
+An input is what a network reads of B samples: a tensor `[B, ...]`, a tuple of tensors (it is called `net(*x)`) or a
+dict of tensors (`net(**x)`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from teacherless.errors import InputError
+
+Input = Any  # a tensor [B, ...], a tuple of them, or a dict of them
+LABELS = ("labels", "label", "y", "target", "targets")
+INDEX = ("index", "idx")
+SHAPES = "(x, y), ((x1, x2), y), (x, y, index), a dict or a Batch"
+
+
+class Batch(NamedTuple):
+    """One batch, as a method sees it."""
+
+    inputs: tuple[Input, ...]  # V inputs per sample; images are [B, C, H, W]
+    labels: Tensor  # [B] class ids; of mixed images (mixup, CutMix) [B, C] shares of classes
+    index: Tensor | None = None  # type: ignore[assignment]  # [B] row in the training set
+
+
+class Wants(NamedTuple):
+    """What a method asks of the data; a loader that cannot give it is refused by name."""
+
+    views: int = 1  # independent distortions of each sample
+    classmate: bool = False  # plus another sample of the same class, as the last input
+    index: bool = False  # type: ignore[assignment]  # the sample's row in the training set
+
+
+def as_batch(item: Any) -> Batch:
+    """What a loader yielded, as a Batch of tensors. Reads shapes and dtypes, no values.
+
+    Raises: InputError for anything else, and for labels that are neither class ids nor shares of classes.
+    """
+    x, y, index = _parts(item)
+    inputs = tuple(map(as_input, x)) if isinstance(x, (tuple, list)) else (as_input(x),)
+    if not inputs:
+        raise InputError(f"data: found no input; must be {SHAPES}")
+    labels = _labels(_tensor(y))
+    for tensor in (leaf for x in inputs for leaf in leaves(x)):
+        if tensor.dim() == 0 or len(tensor) != len(labels):
+            raise InputError(f"data: found inputs {list(tensor.shape)} with {len(labels)} labels; the first axes must "
+                             "agree")  # fmt: skip
+    return Batch(inputs, labels, None if index is None else _tensor(index).long())
+
+
+def _parts(item: Any) -> tuple[Any, Any, Any]:
+    """Inputs, labels and maybe the index."""
+    if isinstance(item, Batch):
+        return item
+    if isinstance(item, Mapping):
+        return _of_mapping(item)
+    if isinstance(item, (tuple, list)) and len(item) in (2, 3):
+        return item[0], item[1], item[2] if len(item) == 3 else None
+    what = f"{type(item).__name__}" + (f" of {len(item)}" if isinstance(item, (tuple, list)) else "")
+    raise InputError(f"data: found a {what}; must be {SHAPES}")
+
+
+def _of_mapping(item: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Labels and index by their usual names; the rest is the input: the one entry, or a dict of several."""
+    rest = {key: value for key, value in item.items() if not _is_text(value)}
+    y, index = (next((rest.pop(key) for key in keys if key in rest), None) for keys in (LABELS, INDEX))
+    if y is None or not rest:
+        raise InputError(f"data: found a dict with {sorted(map(str, item))}; needs one of {LABELS}, and an input")
+    return next(iter(rest.values())) if len(rest) == 1 else rest, y, index
+
+
+def _is_text(value: Any) -> bool:
+    """File names and the like, which go along with samples and are no inputs."""
+    return isinstance(value, str) or (isinstance(value, (list, tuple)) and any(isinstance(v, str) for v in value))
+
+
+def as_input(x: Any) -> Input:
+    """A tensor, a tuple or a dict of tensors. Raises: InputError for what is no array."""
+    if isinstance(x, Mapping):
+        return {str(key): _tensor(value) for key, value in x.items()}
+    return tuple(map(_tensor, x)) if isinstance(x, (tuple, list)) else _tensor(x)
+
+
+def _tensor(value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"data: found a {type(value).__name__} in a batch; must be a tensor or an array") from error
+
+
+def _labels(labels: Tensor) -> Tensor:
+    """Class ids `[B]`, or shares of classes `[B, C]` as floats; nothing that a softmax would quietly make wrong."""
+    shape = list(labels.shape)
+    one_each = "must be [B]: one class id a sample"
+    if labels.dim() == 2 and labels.is_floating_point() and shape[1] > 1:
+        return labels
+    if labels.dim() == 2 and shape[1] == 1:
+        raise InputError(f"data: found labels of shape {shape}; {one_each}: labels.squeeze(1)")
+    if labels.dim() == 2:
+        raise InputError(f"data: found {labels.dtype} labels of shape {shape}; {one_each}, or float shares of classes "
+                         "that add up to 1; a sample of several classes (multi-label) cannot be trained")  # fmt: skip
+    if labels.dim() != 1:
+        hint = "; a data set of single samples goes into a DataLoader" if labels.dim() == 0 else ""
+        raise InputError(f"data: found labels of shape {shape}; {one_each}{hint}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise InputError(f"data: found labels of {labels.dtype}; must be class ids, which are integers")
+    return labels.long()
+
+
+def check_wants(wants: Wants, batch: Batch) -> None:
+    """Raises: InputError, by name, for a batch with less or more than a method reads."""
+    found, needed = len(batch.inputs), wants.views + wants.classmate
+    names = ", ".join([*(["x"] if wants.views == 1 else [f"x{i + 1}" for i in range(wants.views)]),
+                       *["mate"] * wants.classmate])  # fmt: skip
+    hint = f"yield ({f'({names})' if needed > 1 else names}, y), or wrap the data set: tl.Views(dataset, *method.wants)"
+    if found < needed and wants.classmate:
+        raise InputError(f"data: the method wants a classmate of each sample; found none: {hint}")
+    if found < needed:
+        raise InputError(f"data: the method wants {wants.views} views of each sample; found {found}: {hint}")
+    if found > needed:
+        raise InputError(f"data: the method reads {needed} input{'s' * (needed > 1)} of each sample; found {found}; a "
+                         "network of several inputs takes them as one: a dict, or ((a, b),)")  # fmt: skip
+    if wants.index and batch.index is None:
+        raise InputError("data: the method wants each sample's index; found none: yield (x, y, index), or wrap the "
+                         "data set: tl.Views(dataset, *method.wants)")  # fmt: skip
+
+
+def check_values(batch: Batch) -> None:
+    """What only the values tell; waits for the device. Raises: InputError for ids below 0 and shares that are none."""
+    labels = batch.labels
+    if labels.dim() == 1 and len(labels) and int(labels.min()) < 0:
+        raise InputError(f"data: found class {int(labels.min())}; class ids count from 0")
+    if labels.dim() == 2:
+        sums = labels.double().sum(1)
+        worst = float(sums[(sums - 1).abs().argmax()])
+        if abs(worst - 1) > 1e-2 or float(labels.min()) < 0:
+            raise InputError(f"data: found labels that add up to {worst:g} in a sample; shares of classes add up to 1 "
+                             "(a sample of several classes, multi-label, cannot be trained)")  # fmt: skip
+
+
+def leaves(x: Input) -> Iterator[Tensor]:
+    """Every tensor of an input."""
+    return iter((x,) if isinstance(x, Tensor) else x.values() if isinstance(x, Mapping) else x)
+
+
+def mapped(change: Callable[..., Tensor], *inputs: Input) -> Input:
+    """`change` of the inputs' tensors that belong together; the inputs have one structure."""
+    first = inputs[0]
+    if isinstance(first, Tensor):
+        return change(*inputs)
+    if isinstance(first, Mapping):
+        return {key: change(*(x[key] for x in inputs)) for key in first}
+    return tuple(change(*each) for each in zip(*inputs, strict=True))
+
+
+def joined(inputs: Sequence[Input]) -> Input:
+    """V inputs of B samples as one of V·B."""
+    return mapped(lambda *each: torch.cat(each), *inputs)

@@ -1,0 +1,92 @@
+"""How a network is called, whatever it reads, and where its logits are, whatever it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from teacherless.batch import Batch, Input, leaves
+from teacherless.errors import InputError
+
+
+def call(net: nn.Module, x: Input) -> Tensor:
+    """The logits `[B, C]` of `net(x)`, of `net(*x)` for a tuple and of `net(**x)` for a dict.
+
+    Raises: InputError for a network that cannot be called so, and for an output without logits.
+    """
+    args, kwargs = arguments(x)
+    try:
+        output = net(*args, **kwargs)
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise InputError(f"{type(net).__name__}: cannot be called with {_shown(x)}: {error}") from error
+    return read_logits(output, getattr(net, "name", type(net).__name__))
+
+
+def arguments(x: Input) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """An input as positional and keyword arguments."""
+    if isinstance(x, Mapping):
+        return (), dict(x)
+    return (x if isinstance(x, tuple) else (x,)), {}
+
+
+def packed(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Input:
+    """The reverse of `arguments`."""
+    return kwargs or (args[0] if len(args) == 1 else args)
+
+
+def read_logits(output: Any, name: str, which: int | str | None = None) -> Tensor:
+    """The logits `[B, C]` in what a network returned: entry `which`, or where there can be no doubt.
+
+    Raises: InputError if there are none, or several that might be.
+    """
+    found = output if isinstance(output, Tensor) else _entry(output, name, which)
+    if isinstance(found, Tensor) and found.dim() == 2:
+        return found
+    shown = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(output).__name__}"
+    raise InputError(f"{name}: found {shown} as output; must be logits [B, classes], or a tuple, dict or object that "
+                     "has them first or as 'logits'")  # fmt: skip
+
+
+def _entry(output: Any, name: str, which: int | str | None) -> Any:
+    if isinstance(which, int):
+        return output[which]
+    if which is not None:
+        return output[which] if isinstance(output, Mapping) else getattr(output, which)
+    keys = list(output) if isinstance(output, Mapping) else getattr(output, "_fields", ())
+    aux = [key for key in keys if "aux" in str(key) and isinstance(_entry(output, name, key), Tensor)]
+    if aux:
+        raise InputError(f"{name}: returns {', '.join(aux)} beside its logits, heads that no method would train; build "
+                         "it without them (aux_logits=False), or say adapt(net, logits='logits')")  # fmt: skip
+    if hasattr(output, "logits"):
+        return output.logits
+    if isinstance(output, Mapping):
+        return output.get("logits", next(iter(output.values())) if len(output) == 1 else None)
+    if not isinstance(output, (tuple, list)):
+        return None
+    widths = [each.shape[1] for each in output if isinstance(each, Tensor) and each.dim() == 2]
+    if len(set(widths)) > 1:
+        raise InputError(f"{name}: returns several tensors [B, ...] that might be logits, of {widths} columns; say "
+                         "which: adapt(net, logits=0)")  # fmt: skip
+    return next(iter(output), None)
+
+
+def reason(error: Exception, batch: Batch) -> str | None:
+    """What a step that failed says of the data, in one line; None if it is not the data."""
+    text = str(error)
+    if "more than 1 value per channel" in text:
+        return "data: found a batch of 1 sample; batch norm needs 2 in training: DataLoader(..., drop_last=True)"
+    kinds = {str(leaf.dtype) for x in batch.inputs for leaf in leaves(x)}
+    for kind, cure in (("torch.uint8", "x.float() / 255"), ("torch.float64", "x.float()")):
+        if kind in kinds and isinstance(error, RuntimeError) and "type" in text:
+            return f"data: found inputs of {kind}, which the network does not read; give it {cure}"
+    if "out of bounds" in text and batch.labels.dim() == 1:
+        return f"data: found class {int(batch.labels.max())}, for which a network has no output"
+    return None
+
+
+def _shown(x: Input) -> str:
+    return ", ".join(x) if isinstance(x, Mapping) else f"{len(x) if isinstance(x, tuple) else 1} tensors"

@@ -87,6 +87,17 @@ def test_a_recipe_says_where_its_number_is_from(name: str) -> None:
     assert all(len(line) < 250 for line in found.published.get("open", []))
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("baselines/ps-kd-cifar100-resnet18", "20.82, 1.77"),
+        ("dml/market1501-mobilenetx2", "52.15, 76.90, 60.97, 83.48"),
+    ],
+)
+def test_values_stand_in_the_order_of_their_metric(name: str, values: str) -> None:
+    assert recipe.shown(recipe.load(name).published) == values
+
+
 def test_the_tables_are_there() -> None:
     for part, count in (("dml", 25), ("one", 40), ("ddgsd", 12), ("baselines", 15)):
         assert sum(name.startswith(f"{part}/") for name in NAMES) >= count

@@ -107,6 +107,16 @@ def test_sizes_published_at_ten_classes(name: str, params: int) -> None:
         assert count(create(name, num_classes=10)) == params
 
 
+def test_the_preactivated_network_of_cs_kd_and_ps_kd() -> None:
+    net = staged("preact-resnet18", num_classes=100, layout="released").eval()
+    assert count(net) == 11_217_444
+    x = noise("preact-resnet18")
+    stem, first = net.stages[0][:3], net.stages[0][3]
+    active = first.activate(stem(x))
+    torch.testing.assert_close(first(stem(x)), active + first.body(active), rtol=0, atol=0)  # not: stem(x) + body
+    assert isinstance(net.stages[-1][-1], PreActivated), "nothing after the last block"
+
+
 @every_net
 def test_insides_are_what_staged_promises(name: str) -> None:
     net = staged(name).eval()

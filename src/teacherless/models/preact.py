@@ -4,18 +4,27 @@ Komodakis 2016 (arXiv:1605.07146)."""
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 from torch import Tensor, nn
 
 from teacherless.models.layers import bn_relu, conv, dropout, stack
 from teacherless.models.staged import Staged
 
+Layout = Literal["he", "released"]
+
 
 class PreActivated(nn.Module):
-    """x + body(activated x); where the shape changes, the shortcut is a 1x1 convolution of the activated x."""
+    """x + body(activated x); where the shape changes, the shortcut is a 1x1 convolution of the activated x.
 
-    def __init__(self, inputs: int, outputs: int, stride: int, *, rate: float = 0.0) -> None:
+    With `carry_active`, the shortcut is the activated x where the shape stays, too.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, *, rate: float = 0.0, carry_active: bool = False
+    ) -> None:
         super().__init__()
+        self.carry_active = carry_active
         self.activate = nn.Sequential(*bn_relu(inputs))
         self.body = nn.Sequential(
             conv(inputs, outputs, 3, stride), *bn_relu(outputs), dropout(rate), conv(outputs, outputs, 3)
@@ -25,7 +34,10 @@ class PreActivated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W] -> [B, C', H/stride, W/stride]`, not activated."""
         active = self.activate(x)
-        out: Tensor = self.body(active) + (x if self.shortcut is None else self.shortcut(active))
+        carried = active if self.carry_active else x
+        if self.shortcut is not None:
+            carried = self.shortcut(active)
+        out: Tensor = self.body(active) + carried
         return out
 
 
@@ -44,13 +56,16 @@ def wrn(*, num_classes: int, in_channels: int, depth: int, width: int, dropout: 
     return Staged(stages, channels, nn.Linear(channels[-1], num_classes))
 
 
-def preact_resnet18(*, num_classes: int, in_channels: int) -> Staged:
+def preact_resnet18(*, num_classes: int, in_channels: int, layout: Layout = "he") -> Staged:
     """ResNet-18 with its activations moved (He et al. 2016, arXiv:1603.05027, figure 4e), in the CIFAR form.
 
-    Four stages of two blocks, 64 to 512 channels. The last batch norm and ReLU belong to the last stage.
+    Four stages of two blocks, 64 to 512 channels. The last batch norm and ReLU belong to the last stage. Layout
+    "released" is what CS-KD and PS-KD trained: batch norm and ReLU after the stem instead of after the last block, and
+    shortcuts that carry the activated input.
     `[B, in_channels, H, W] -> [B, num_classes]`; total stride 8.
     """
-    channels = [64, 128, 256, 512]
-    stages = stack(PreActivated, [conv(in_channels, 64, 3)], 64, channels, [2, 2, 2, 2])
-    stages[-1].extend(bn_relu(channels[-1]))
+    channels, he = [64, 128, 256, 512], layout == "he"
+    stem = [conv(in_channels, 64, 3), *([] if he else bn_relu(64))]
+    stages = stack(partial(PreActivated, carry_active=not he), stem, 64, channels, [2, 2, 2, 2])
+    stages[-1].extend(bn_relu(channels[-1]) if he else [])
     return Staged(stages, channels, nn.Linear(channels[-1], num_classes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny
@@ -14,7 +15,7 @@ from torch import Tensor
 from teacherless import losses, methods
 from teacherless.cli import main
 from teacherless.data import Augment, Loader, Resident, load
-from teacherless.data.augment.distort import GRAMMAR, parse_augment
+from teacherless.data.augment.distort import GRAMMAR, ROTATE_DRAW, counter_hash, parse_augment
 from teacherless.data.augment.mixing import Mixer, erased
 from teacherless.errors import InputError
 from teacherless.method import Wants
@@ -53,6 +54,7 @@ def loader(aug: str, split: Resident | None = None, **settings: Any) -> Loader:
         ("cutmix=0.5+cutout=8", Augment(cutmix=0.5, cutout=8)),
         ("default+mixup=0.3", Augment(pad=1, flip=True, mixup=0.3)),
         ("default", Augment(pad=1, flip=True)),
+        ("pad4-flip+rotate", Augment(pad=4, flip=True, rotate=15)),
     ],
 )
 def test_grammar(text: str, expected: Augment) -> None:
@@ -95,7 +97,7 @@ def test_every_name_is_an_example_of_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    "aug", ["randaug-n2-m9", "randaug-n1-m30", "trivialaug", "erase=0.5", "cutout=6", "pad2+erase"]
+    "aug", ["randaug-n2-m9", "randaug-n1-m30", "trivialaug", "erase=0.5", "cutout=6", "pad2+erase", "rotate=45"]
 )
 def test_a_distortion_is_a_function_of_seed_epoch_row_and_view(aug: str) -> None:
     """Not of the batch an image is in; and two views are distorted independently."""
@@ -131,6 +133,18 @@ def test_randaug_of_magnitude_0_does_next_to_nothing() -> None:
     seen = next(loader("randaug-n1-m0", noise(300)).epoch(0)).inputs[0]
     same = (plain - seen).abs().amax((1, 2, 3)) < 0.02
     assert same.double().mean() > 0.8
+
+
+def test_rotations_are_pillows() -> None:
+    split = noise(200)
+    (batch,) = loader("rotate=30", split, mean=(0.0,) * 3, std=(1.0,) * 3, wants=Wants(index=True)).epoch(0)
+    seen = (batch.inputs[0].permute(0, 2, 3, 1) * 255).round().byte()
+    draw = counter_hash(0, 0, batch.index, 0, ROTATE_DRAW)
+    angles = (draw.double() / 2**31 - 1) * 30
+    assert -30 <= angles.min() < -25 and 25 < angles.max() <= 30 and angles.mean().abs() < 3
+    for turned, row, angle in zip(seen, batch.index.tolist(), angles.tolist(), strict=True):
+        expected = np.asarray(Image.fromarray(split.images[row].numpy()).rotate(angle))
+        assert (turned.numpy() == expected).mean() > 0.98, "but for rounding"
 
 
 def test_erase_and_cutout() -> None:

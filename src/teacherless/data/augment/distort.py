@@ -6,6 +6,7 @@ workers, and nothing has to be stored to resume.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from torch import Tensor
 from teacherless.errors import InputError, unknown
 
 MASK = 0xFFFFFFFF
+ROTATE_DRAW = 10
 GOLDEN = 0x9E3779B9  # 2³² / golden ratio: keys 0, 1, 2, … land far from each other, and 0 does not stay 0
 
 
@@ -26,6 +28,7 @@ class Augment(NamedTuple):
     mode: str = "zero"  # of the padding: black; or "reflect"
     flip: bool = False  # horizontally, every other time
     crop: bool = False  # files only: a random part of the photo, resized ("rrc")
+    rotate: float = 0.0  # degrees, by up to so much to either side
     policy: str = ""  # "randaug" or "trivialaug", see `teacherless.data.augment.policies`
     layers: int = 2  # of randaug: operations one after the other
     magnitude: int = 9  # of randaug, 0 to 30
@@ -46,6 +49,7 @@ GRAMMAR: dict[str, str] = {  # what `--aug` reads, joined by "+"; names as in ti
     "pad4-reflect-flip": r"pad(?P<pad>\d+)(-(?P<mode>zero|reflect))?(?P<flip>-flip)?",
     "flip": r"(?P<flip>flip)",
     "rrc-flip": r"(?P<crop>rrc)(?P<flip>-flip)?",
+    "rotate=15": r"rotate(=(?P<rotate>[\d.]+))?",
     "randaug-n2-m9": r"(?P<policy>randaug)(-n(?P<layers>\d+))?(-m(?P<magnitude>\d+))?",
     "trivialaug": r"(?P<policy>trivialaug)",
     "erase=0.5": r"erase(=(?P<erase>[\d.]+))?",
@@ -54,22 +58,23 @@ GRAMMAR: dict[str, str] = {  # what `--aug` reads, joined by "+"; names as in ti
     "cutmix=1.0": r"cutmix(=(?P<cutmix>[\d.]+))?",
 }
 USUAL: dict[str, dict[str, Any]] = {  # what a bare name means: the papers' values
+    "rotate=15": {"rotate": 15.0},  # Yuan et al. 2020 (TF-KD), CIFAR-100
     "erase=0.5": {"erase": 0.5},  # Zhong et al. 2020
     "cutout=16": {"cutout": 16},  # DeVries & Taylor 2017, CIFAR-10
     "mixup=0.2": {"mixup": 0.2},  # Zhang et al. 2018, ImageNet
     "cutmix=1.0": {"cutmix": 1.0},  # Yun et al. 2019
 }
 RANGES: dict[str, tuple[float, float]] = {
-    "pad": (1, 1024), "layers": (1, 10), "magnitude": (0, 30), "erase": (0, 1), "cutout": (1, 1024),
-    "mixup": (1e-3, 100), "cutmix": (1e-3, 100),
+    "pad": (1, 1024), "rotate": (0.1, 180), "layers": (1, 10), "magnitude": (0, 30), "erase": (0, 1),
+    "cutout": (1, 1024), "mixup": (1e-3, 100), "cutmix": (1e-3, 100),
 }  # fmt: skip
 
 
 def parse_augment(text: str, default: Augment = Augment()) -> Augment:
     """`--aug`: parts joined by "+", as in "pad4-reflect-flip+cutout=8"; "default+cutout" adds to what the source does.
 
-    The order of the parts does not matter: crop and flip come first, then the policy, then erase and cutout, last the
-    mixing of two images.
+    The order of the parts does not matter: crop and flip come first, then rotation, the policy, erase and cutout, last
+    the mixing of two images.
 
     Raises: InputError for a part that is unknown, out of range, or given twice, and for what excludes each other.
     """
@@ -159,7 +164,7 @@ def _reflect(size: int, pad: int, device: torch.device) -> Tensor:
 def distort(
     images: Tensor, take: Tensor, rows: Tensor, augment: Augment, *, seed: int, epoch: int, view: int
 ) -> Tensor:
-    """Random crops and flips of some images: one gather, with crop and flip inside the index.
+    """Random crops and flips of some images: one gather, with crop and flip inside the index; then rotations.
 
     Args:
         images: uint8 `[N, H+2p, W+2p, C]`, padded.
@@ -180,7 +185,22 @@ def distort(
     x = x + (dx % choices)[:, None]  # [B, W]
     index = ((take[:, None] * tall + y) * wide)[:, :, None] + x[:, None, :]  # [B, H, W]
     pixels = images.reshape(n * tall * wide, channels).index_select(0, index.flatten())
-    return pixels.view(len(rows), height, width, channels)
+    images = pixels.view(len(rows), height, width, channels)
+    return _rotated(images, counter_hash(seed, epoch, rows, view, ROTATE_DRAW), augment) if augment.rotate else images
+
+
+def _rotated(images: Tensor, draw: Tensor, augment: Augment) -> Tensor:
+    """Images turned about their centre, nearest pixel; what comes in from outside is black. uint8 `[B, H, W, C]`."""
+    batch, height, width, channels = images.shape
+    angle = ((draw.double() / 2**31 - 1) * math.radians(augment.rotate))[:, None, None]  # [B, 1, 1]
+    y = torch.arange(height, device=images.device)[:, None] + 0.5 - height / 2
+    x = torch.arange(width, device=images.device) + 0.5 - width / 2
+    from_y = (angle.cos() * y + angle.sin() * x + height / 2).floor().long()  # [B, H, W]
+    from_x = (angle.cos() * x - angle.sin() * y + width / 2).floor().long()
+    inside = (from_y >= 0) & (from_y < height) & (from_x >= 0) & (from_x < width)
+    index = (from_y.clamp(0, height - 1) * width + from_x.clamp(0, width - 1)).view(batch, -1, 1)
+    turned = images.flatten(1, 2).gather(1, index.expand(-1, -1, channels)).view_as(images)
+    return turned * inside[..., None]
 
 
 def normalise(images: Tensor, mean: Tensor | Sequence[float], std: Tensor | Sequence[float]) -> Tensor:

@@ -269,6 +269,9 @@ def test_tiny_imagenet_round_trip(tmp_path: Path) -> None:
     assert source.test.labels.tolist() == written
     streamed = load("tiny-imagenet", data_dir=tmp_path, val_fraction=0, aug="rrc-flip")
     assert isinstance(streamed.train, Files) and streamed.train.crop
+    assert isinstance(streamed.test, Resident) and torch.equal(streamed.test.images, source.test.images), "whole photos"
+    small = load("tiny-imagenet", data_dir=tmp_path, val_fraction=0, img_size=32)
+    assert small.size == (32, 32) and small.augment.pad == 4
     assert isinstance(load("tiny-imagenet", data_dir=tmp_path, stream=True).train, Files)
 
 

@@ -75,7 +75,6 @@ USUAL: dict[str, Augment] = {
     "svhnextra": Augment(),
     "imagenet": Augment(crop=True, flip=True),
     "market1501": Augment(flip=True),
-    "tinyimagenet": Augment(pad=8, mode="reflect", flip=True),
 }
 
 

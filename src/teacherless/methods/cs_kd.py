@@ -16,8 +16,9 @@ Defaults:
 
 Where we differ from the paper, and from the authors' code:
     As in train.py of alinlab/cs-kd the classmate is predicted second, without gradient but in training mode: it is
-    normalised by its own batch's statistics and moves the running ones, which thus see both. There, half of a batch of
-    128 is classmates; here --batch-size counts the labelled images, so 64 is theirs.
+    normalised by its own batch's statistics and moves the running ones, which thus see both. Their batch of 128 is 128
+    labelled images and as many classmates, so --batch-size 128 is theirs. Their sampler may draw an image as its own
+    classmate (one time in 500 on CIFAR-100); ours never does. It also keeps an epoch's last, smaller batch.
 
 Ships:
     `student`, the network itself.

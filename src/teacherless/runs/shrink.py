@@ -7,6 +7,7 @@ from typing import Any
 
 SAMPLES = 64  # of each split
 STEPS, BATCH = 20, 8
+SIDE = 64  # pixels of images that are resized anyway
 NARROWER = {  # the same kind of network, narrower or shorter
     "wrn-28-10": "wrn-16-2", "wrn-16-8": "wrn-16-2", "densenet-bc-190-40": "densenet-bc-40-12", "resnet110": "resnet14",
     "resnet56": "resnet14", "resnet50": "resnet18", "resnet110-bottleneck": "resnet14-bottleneck",
@@ -26,6 +27,7 @@ def student(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """A run's settings, smaller."""
-    sizes = {"img_size": 64} if values.get("img_size") or values.get("data") in ("imagenet", "market1501") else {}
+    resized = values.get("img_size") or values.get("data") in ("imagenet", "market1501")
+    sizes = {"img_size": min(SIDE, values.get("img_size", SIDE))} if resized else {}
     kept = {key: value for key, value in values.items() if key not in ("epochs", "pretrained", "train_samples")}
     return {**kept, **sizes, "steps": STEPS, "batch_size": min(BATCH, values.get("batch_size", BATCH)), "workers": 0}

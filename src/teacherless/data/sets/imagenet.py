@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from teacherless.data.fetch import cache_dir
-from teacherless.data.folder import read_folder
+from teacherless.data.folder import decoded, read_folder
 from teacherless.data.found import Found, Options, absent, as_it_is, same_classes
 from teacherless.data.splits import Files, Split
 from teacherless.errors import InputError
@@ -50,16 +50,19 @@ def tiny_imagenet(options: Options) -> Found:
     """tiny-imagenet: 100,000 + 10,000 photos, 64x64 RGB, 200 classes (to download by hand, 248 MB).
 
     `--data-dir` is the unpacked folder: train/n…/images/, val/images/ and val/val_annotations.txt. val/ is the test
-    split, as the published numbers are of it. Training crops from a mirrored border of eight pixels and flips.
+    split, as the published numbers are of it. Training crops from a mirrored border of eight pixels and flips; with
+    `--aug rrc-flip` it reads a random part, evaluation the whole photo. `--img-size 32` is what CS-KD trains.
     """
-    as_it_is("tiny-imagenet", options._replace(stream=False, crop=False), 64, 3)
+    as_it_is("tiny-imagenet", options._replace(stream=False, crop=False, img_size=None), 64, 3)
+    size = options.img_size or 64
     where = options.data_dir or cache_dir() / "tiny-imagenet"
     root = where / "tiny-imagenet-200" if (where / "tiny-imagenet-200").is_dir() else where
     if not (root / "wnids.txt").is_file():
         raise absent("tiny-imagenet", "wnids.txt", where, TINY_URL, "248 MB")
     classes = (root / "wnids.txt").read_text().split()
     wanted = set(classes)
-    train = _files(root, [(name, path) for name in classes for path in _images(root, f"train/{name}/images")], classes)
+    train = _files(root, [(name, path) for name in classes for path in _images(root, f"train/{name}/images")],
+                   classes, size)  # fmt: skip
     notes = root / "val" / "val_annotations.txt"
     try:
         lines = [line.split("\t") for line in notes.read_text().splitlines()]
@@ -75,14 +78,12 @@ def tiny_imagenet(options: Options) -> Found:
         raise InputError(f"{notes}: found {missing[0]!r}, which is not in val/images/")
     if unknown := [path for path in there if Path(path).name not in listed]:
         raise InputError(f"{notes}: lacks {unknown[0]}; every image of val/ must have its class")
-    test = _files(root, [(listed[Path(path).name], path) for path in there], classes)
+    test = _files(root, [(listed[Path(path).name], path) for path in there], classes, size)
     same_classes("tiny-imagenet", classes, {"train": train, "test": test})
-    from teacherless.data.folder import decoded
-
-    splits = [split if options.stream or options.crop else decoded(split) for split in (train, test)]
     if options.crop:
-        splits = [replace(split, crop=True) for split in (train, test)]
-    return Found("tiny-imagenet", classes, 64, 3, splits[0], None, splits[1])
+        train = replace(train, crop=True)
+    splits = [split if split.crop or options.stream else decoded(split) for split in (train, test)]
+    return Found("tiny-imagenet", classes, size, 3, splits[0], None, splits[1])
 
 
 def _images(root: Path, below: str) -> list[str]:
@@ -92,8 +93,8 @@ def _images(root: Path, below: str) -> list[str]:
         raise InputError(f"{root / below}: {error.strerror}") from error
 
 
-def _files(root: Path, found: list[tuple[str, str]], classes: list[str]) -> Files:
+def _files(root: Path, found: list[tuple[str, str]], classes: list[str], size: int) -> Files:
     number = {name: i for i, name in enumerate(classes)}
     names = np.array([os.fsencode(path) for _, path in found])
     sizes = np.array([os.stat(root / path).st_size for _, path in found])
-    return Files(root, names, torch.tensor([number[name] for name, _ in found]), sizes, (64, 64), 3)
+    return Files(root, names, torch.tensor([number[name] for name, _ in found]), sizes, (size, size), 3)

@@ -55,3 +55,18 @@ def test_checksums_stand_in_the_summary(run: Path) -> None:
     files = json.loads((run / "summary.json").read_text())["files"]
     assert files.keys() == {"metrics.jsonl", *(f"students/{peer}/{file}" for peer in ("peer0", "peer1")
                                                for file in ("config.json", "model.safetensors"))}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [["plain"], ["dml", "--peers", "2"]], ids=" ".join)
+def test_what_blows_up_in_the_last_step_is_not_shipped(
+    method: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--student", "small-cnn,width=4", "--lr", "3e37", "--out", str(tmp_path / "run")]
+    assert main(["train", *method, *small, "--steps", "1"]) == 4
+    printed = capsys.readouterr()
+    assert "ship" not in printed.out
+    assert printed.err.count("\n") == 1
+    assert "training diverged: predictions of " in printed.err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "run.json", "metrics.jsonl", "checkpoints"}
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert None in line.values()

@@ -14,8 +14,11 @@ class InputError(ValueError):
     """Something the user gave cannot be used: the text names it, says what was found and what is legal."""
 
 
+ADVICE = "try a lower --lr or --clip-grad 1"  # when training diverged
+
+
 class Diverged(RuntimeError):
-    """Training produced a loss that is not finite; the command line exits with 4."""
+    """Training produced a loss, weights or predictions that are not finite; the command line exits with 4."""
 
 
 class Stopped(RuntimeError):

@@ -7,7 +7,6 @@ import errno
 import io
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -88,7 +87,7 @@ class Operations:
         source, target = Path(source), Path(target)
         kept = None
         if target.is_file():
-            kept = Path(tempfile.mkdtemp()) / "kept"
+            kept = self.folder.with_name(f"kept-{os.getpid()}-{self.count}")
             os.link(target, kept)
         self.before["replace"](source, target, **more)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -21,12 +22,13 @@ from torch import nn
 
 import teacherless as tl
 from teacherless import disk
-from teacherless.errors import InputError, Stopped
-from teacherless.method import Batch, Method
+from teacherless.errors import Diverged, InputError, Stopped
+from teacherless.method import Batch, Method, Output
 from teacherless.methods import METHODS
 from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
 from teacherless.training import checkpoint
+from teacherless.training.record import Recorder
 
 TIMES = {"img_per_s", "seconds", "train_seconds", "files"}  # files: one of the checksums is of a file of times
 
@@ -34,8 +36,11 @@ TIMES = {"img_per_s", "seconds", "train_seconds", "files"}  # files: one of the 
 class Data:
     """Four batches whose order and noise come from the global generators; it can send a signal at a step."""
 
-    def __init__(self, method: Method, stop_at: int | None = None) -> None:
+    def __init__(
+        self, method: Method, stop_at: int | None = None, spoil_at: int | None = None, blow_up_at: int | None = None
+    ) -> None:
         self.batch, self.stop_at, self.given = data(method), stop_at, 0
+        self.last, self.spoil_at, self.blow_up_at = list(method.students().values())[-1], spoil_at, blow_up_at
 
     def __len__(self) -> int:
         return 4
@@ -46,15 +51,20 @@ class Data:
             self.given += 1
             if self.given == self.stop_at:
                 signal.raise_signal(signal.SIGTERM)
+            if self.given == self.spoil_at:
+                next(self.last.parameters()).data.fill_(math.nan)
+            if self.given == self.blow_up_at:  # the loss of this step is finite, the weights after it are not
+                next(self.last.parameters()).register_hook(lambda grad: grad * math.inf)
             noise = random.random() + float(np.random.rand())  # an augmentation of the user's own
             inputs = tuple(x[rows] + 0.1 * noise for x in self.batch.inputs)
             yield Batch(inputs, self.batch.labels[rows], rows)
 
 
-def fit(name: str, out: Path, *, stop_at: int | None = None, resume: bool = False, **settings: Any) -> tl.Method:
+def fit(name: str, out: Path, *, resume: bool = False, **settings: Any) -> tl.Method:
     method = build(name)
+    at = {key: settings.pop(key, None) for key in ("stop_at", "spoil_at", "blow_up_at")}
     settings = {"epochs": 4, "select": "best", "opt": "sgd", "checkpoint_every": "1e", "quiet": True} | settings
-    loader = Data(method, stop_at)
+    loader = Data(method, **at)
     val = [(data(method, 5).inputs[0], data(method, 5).labels)]
     random.seed(0)
     np.random.seed(0)
@@ -93,6 +103,45 @@ def test_resume_is_the_same_bits(name: str, engine: str, amp: bool, tmp_path: Pa
         torch.manual_seed(12345)  # whatever happened meanwhile
         fit(name, out, resume=True, **how)
         assert contents(out) == contents(straight), (name, stop)
+
+
+@pytest.mark.parametrize("engine", ["loop", "threads"])
+def test_a_peer_that_goes_bad_is_named_and_the_last_good_checkpoint_is_kept(engine: str, tmp_path: Path) -> None:
+    """peer1's weights are spoiled before step 7, in the second epoch of four steps; its peers follow one step later."""
+    out, how = tmp_path / "run", {"checkpoint_every": "1s", "engine": engine}
+    fit("dml", tmp_path / "straight", **how)
+    with pytest.raises(Diverged, match="epoch 1: train/ce, train/mimicry is not finite, first in peer1; try a"):
+        fit("dml", out, spoil_at=7, **how)
+    assert [path.name for path in checkpoint.steps(out / "checkpoints")] == ["0000000004"]
+    fit("dml", out, resume=True, **how)
+    assert contents(out) == contents(tmp_path / "straight")
+
+
+def test_weights_that_blow_up_before_a_checkpoint_are_not_saved(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Diverged, match="at step 6: weights of student are not finite"):
+        fit("plain", out, blow_up_at=6, checkpoint_every="1s")
+    assert [path.name for path in checkpoint.steps(out / "checkpoints")] == ["0000000004"]
+
+
+def test_a_sound_checkpoint_is_kept_however_many_follow(tmp_path: Path) -> None:
+    for step in range(1, 7):
+        checkpoint.write(tmp_path, step, checkpoint.random_state(), sound=2)
+    assert [int(path.name) for path in checkpoint.steps(tmp_path)] == [6, 5, 2]
+
+
+def test_terms_are_summed_in_their_own_order_after_a_resume() -> None:
+    """1e16 + 1 - 1e16 is 0 or 1, as you like it."""
+    terms = {"z": 1e16, "b": 1.0, "a": -1e16}
+    output = Output({name: torch.tensor(x, dtype=torch.double) for name, x in terms.items()}, torch.zeros(1, 4, 2))
+    straight, resumed = Recorder(["student"], 1, 1, quiet=True), Recorder(["student"], 1, 1, quiet=True)
+    straight.step(output, torch.zeros(4, dtype=torch.long))
+    sums, values = straight.state()
+    resumed.restore(dict(sorted(sums.items())), json.loads(json.dumps(values)))
+    for recorder in (straight, resumed):
+        recorder.stop()
+    lines = [recorder.epoch(0, 1, 0.1, {}) for recorder in (straight, resumed)]
+    assert lines[0]["train/loss"] == lines[1]["train/loss"] == 0.0
 
 
 @pytest.mark.parametrize("opt", ["adam", "adamw"])
@@ -246,7 +295,7 @@ def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
     run = saved(tmp_path)
     monkeypatch.undo()
-    with pytest.raises(InputError, match="found checkpoint format 99; this version reads 2"):
+    with pytest.raises(InputError, match="found checkpoint format 99; this version reads 3"):
         fit("dml", run, resume=True)
 
 
@@ -298,6 +347,7 @@ def test_every() -> None:
     assert [checkpoint.Every("3s").due(step, None) for step in range(1, 7)] == [False, False, True] * 2
     assert not checkpoint.Every("2e").due(4, None)
     assert checkpoint.Every("2e").due(4, 2)
+    assert not checkpoint.Every("500s").due(0, 1), "the end of an epoch is no step"
     every = checkpoint.Every("1m")
     assert not every.due(1, 1)
     every.saved -= 61

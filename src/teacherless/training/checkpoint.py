@@ -32,7 +32,7 @@ from torch import Tensor
 from teacherless import disk
 from teacherless.errors import InputError, Stopped
 
-FORMAT = 2
+FORMAT = 3
 KEEP = 2
 
 
@@ -43,8 +43,10 @@ class State(NamedTuple):
     values: dict[str, Any]  # what JSON can hold
 
 
-def write(folder: Path, step: int, state: State) -> None:
+def write(folder: Path, step: int, state: State, sound: int = 0) -> None:
     """Save under `folder/<step>`; the previous checkpoint stays until this one is whole.
+
+    Besides the newest two, the newest up to the step `sound` is kept: nothing was wrong until then.
 
     Raises: InputError if it cannot be written; what was there before is untouched.
     """
@@ -56,13 +58,24 @@ def write(folder: Path, step: int, state: State) -> None:
                 disk.remove(final)  # it is damaged
             part.rename(final)
             disk.flush_folder(folder)
-        for old in steps(folder)[KEEP:]:
-            disk.remove(old)
+        there = steps(folder)
+        good = [path for path in there if int(path.name) <= sound][:1]
+        for old in there[KEEP:]:
+            if old not in good:
+                disk.remove(old)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         there = steps(folder)
         last = f"the last whole checkpoint is {there[0]}" if there else "there is no earlier checkpoint"
         raise InputError(f"cannot save a checkpoint in {folder}: {error.strerror}; {last}") from None
+
+
+def go_back(folder: Path, sound: int) -> None:
+    """Remove what was saved after the step `sound`."""
+    with disk.saying(f"cannot remove checkpoints in {folder}"):
+        for path in steps(folder):
+            if int(path.name) > sound:
+                disk.remove(path)
 
 
 def _write_one(part: Path, state: State) -> None:
@@ -223,7 +236,7 @@ class Every:
         if self.unit == "m":
             due = time.monotonic() - self.saved >= 60 * self.number
         elif self.unit == "s":
-            due = step % self.number == 0
+            due = epochs_done is None and step % self.number == 0
         else:
             due = epochs_done is not None and epochs_done % self.number == 0
         if due:

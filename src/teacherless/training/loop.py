@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import teacherless
 from teacherless import disk, losses
 from teacherless.data import as_loader
-from teacherless.errors import InputError, Stopped
+from teacherless.errors import ADVICE, Diverged, InputError, Stopped
 from teacherless.evaluation.metrics import evaluate, evaluating
 from teacherless.method import Batch, Method, Progress, Wants
 from teacherless.methods._parts import Frozen
@@ -113,6 +113,7 @@ class Training:
         self.engine = Engine(method, settings, self.device)
         self.students = method.students()
         self.step = self.epoch = self.batch = self.phase = 0  # batch counts within the epoch
+        self.sound = 0  # the last finished epoch's checkpoint has this number, if there is one
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.recorder = Recorder(list(self.students), self.epochs * len(method.phases), self.per_epoch,
                                  out and out / "metrics.jsonl", quiet=quiet)  # fmt: skip
@@ -157,9 +158,13 @@ class Training:
                 return done
             disk.write_json(self.out / "run.json", now)
             self.recorder.rewrite()
-            with checkpoint.Signals() as signals:
-                self.loop(signals)
-                return self.finish(test, data_about, student_about, search)
+            try:
+                with checkpoint.Signals() as signals:
+                    self.loop(signals)
+                    return self.finish(test, data_about, student_about, search)
+            except Diverged:
+                checkpoint.go_back(self.out / "checkpoints", self.sound)
+                raise
 
     def loop(self, signals: checkpoint.Signals | None = None) -> None:
         """All phases, all epochs, all batches, from wherever the state stands."""
@@ -172,9 +177,19 @@ class Training:
                 self._take_what_counts()
                 self.phase += 1
                 self._start_phase()
+            self._check()
             if self.out:
                 self.save()
             self._take_what_counts()
+
+    def _check(self) -> None:
+        """Raises: Diverged if what was recorded since the epoch began, or a student's weights, is not finite."""
+        self.recorder.check(self.phase * self.epochs + self.epoch)
+        bad = [name for name, net in self.students.items() if not all(map(_is_finite, net.state_dict().values()))]
+        if bad:
+            raise Diverged(
+                f"training diverged at step {self.step}: weights of {', '.join(bad)} are not finite; {ADVICE}"
+            )
 
     def _take_what_counts(self) -> None:
         """At the end of a phase: the method gets its best epoch's weights, or the average, where it was asked for."""
@@ -215,6 +230,8 @@ class Training:
         lr = float(self.optimizer.param_groups[0]["lr"])
         self.recorder.epoch(self.phase * self.epochs + self.epoch, self.step, lr, values, **named)
         self.epoch, self.batch = self.epoch + 1, 0
+        if all(math.isfinite(each["nll"]) for each in values.values()):
+            self.sound = self._number()
         self.epoch_random = checkpoint.random_state()
         if signals and signals.asked:
             self._stop(signals.asked)
@@ -244,7 +261,8 @@ class Training:
     def state(self) -> checkpoint.State:
         """Everything that decides the future."""
         best = self.best or (None, {})
-        values = {"step": self.step, "epoch": self.epoch, "batch": self.batch, "phase": self.phase, "best": best[0]}
+        values = {"step": self.step, "epoch": self.epoch, "batch": self.batch, "phase": self.phase, "best": best[0],
+                  "sound": self.sound}  # fmt: skip
         return checkpoint.pack(
             loop=checkpoint.State({}, values),
             method=checkpoint.State(self.method.state_dict(), {}),
@@ -262,6 +280,7 @@ class Training:
         self.phase = values["phase"]
         self._start_phase()
         self.step, self.epoch, self.batch = values["step"], values["epoch"], values["batch"]
+        self.sound = values["sound"]
         self.progress.step.fill_(self.step)
         self.progress.epoch.fill_(self.epoch)
         self.method.load_state_dict(checkpoint.unpack(state, "method").tensors)
@@ -276,10 +295,15 @@ class Training:
         checkpoint.set_random_state(checkpoint.unpack(state, "random"))
 
     def save(self) -> None:
-        """Write a checkpoint. Raises: InputError if it cannot be written."""
+        """Write a checkpoint. Raises: InputError if it cannot be written; Diverged if it would not be a good one."""
         assert self.out is not None
-        number = self.phase * 10**9 + self.step
-        checkpoint.write(self.out / "checkpoints", number, self.state())
+        self.recorder.stop()
+        self._check()
+        checkpoint.write(self.out / "checkpoints", self._number(), self.state(), self.sound)
+        self.recorder.start()
+
+    def _number(self) -> int:
+        return self.phase * 10**9 + self.step
 
     def _stop(self, signal: int) -> None:
         self.save()
@@ -330,6 +354,9 @@ class Training:
         assert self.out is not None
         files = [f"students/{name}/{file}" for name in self.students for file in (WEIGHTS, CONFIG)]
         lost = disk.damaged(self.out, [*files, "metrics.jsonl"], summary.get("files", {}))
+        if not lost:
+            self._say(f"{self.out} is finished; nothing to resume")
+            self.recorder.file = self.recorder.screen = None
         try:
             path = self._take_up()
         except InputError:
@@ -343,14 +370,11 @@ class Training:
         else:
             for name, net in self.students.items():
                 load_weights(net, self.out / "students" / name / WEIGHTS)
-            self.recorder.history = folder.read_lines(self.out / "metrics.jsonl")
         if lost:
             self._say(f"missing or damaged, and written again from {path}: {', '.join(lost)}")
             summary = {**summary, "files": self._write(student_about)}
             disk.write_json(self.out / "summary.json", summary)
-        else:
-            self._say(f"{self.out} is finished; nothing to resume")
-        return Result(summary, self.recorder.history, self.method, self.out)
+        return Result(summary, folder.read_lines(self.out / "metrics.jsonl"), self.method, self.out)
 
     def _say(self, line: str) -> None:
         if self.recorder.screen:
@@ -385,6 +409,10 @@ class Training:
             for file, digest in save_student(self.out / "students" / name, net, student_about).items():
                 sums[f"students/{name}/{file}"] = digest
         return {**sums, "metrics.jsonl": self.recorder.rewrite()}
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
 
 
 @torch.no_grad()

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from teacherless import disk, losses
-from teacherless.errors import Diverged
+from teacherless.errors import ADVICE, Diverged
 from teacherless.evaluation.metrics import predicted
 from teacherless.method import Output
 
 Line = dict[str, Any]
-STUDENTS, METRICS = "students", ("top1", "nll", "entropy")  # the key of the students' sums, [3, S]; what they are
+STUDENTS, METRICS = "students", ("top1", "nll", "entropy")  # the key of the students' sums, [4, S]; what three are
 
 
 class Recorder:
@@ -50,6 +50,7 @@ class Recorder:
     def _clear(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.means: dict[str, float] = {}
+        self.finite: dict[str, float] = {}  # each student's share of samples whose prediction was finite
         self.count, self.spent, self.began = 0, 0.0, time.perf_counter()
 
     def start(self) -> None:
@@ -57,21 +58,23 @@ class Recorder:
         self.began = time.perf_counter()
 
     def stop(self) -> None:
-        """The epoch's steps are done: fetch the sums (its one wait for the device) and stop the clock."""
+        """Fetch the sums (the one wait for the device: at an epoch's end, and to save) and stop the clock."""
         if self.sums:
             terms = [name for name in self.sums if name != STUDENTS]
             names = [*terms, *(f"train/{metric}/{student}" for metric in METRICS for student in self.students)]
             sums = torch.cat([self.sums[name].double().flatten() for name in (*terms, STUDENTS)])
-            self.means = dict(zip(names, (sums / self.count).tolist(), strict=True))
-        self.spent += time.perf_counter() - self.began
+            means = (sums / self.count).tolist()
+            self.means = dict(zip(names, means, strict=False))
+            self.finite = dict(zip(self.students, means[len(names) :], strict=True))
+            self.spent += time.perf_counter() - self.began
 
     def step(self, out: Output, labels: Tensor) -> None:
         """Add one batch: terms weighted by its size, and each student's correct predictions."""
         size = len(labels)
         sums = {f"train/{name}": term.detach() * size for name, term in out.terms.items()}
         right = 100.0 * (predicted(out.logits) == losses.class_ids(labels)).sum(-1)  # [S]
-        nll, entropy = losses.ce(out.logits, labels).sum(-1), losses.entropy(out.logits).sum(-1)  # [S]
-        sums[STUDENTS] = torch.stack([right, nll, entropy])  # METRICS
+        nll, entropy = losses.ce(out.logits, labels), losses.entropy(out.logits)  # [S, B]
+        sums[STUDENTS] = torch.stack([right, nll.sum(-1), entropy.sum(-1), nll.isfinite().to(nll).sum(-1)])
         for name, value in sums.items():
             self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
         self.count += size
@@ -81,7 +84,7 @@ class Recorder:
     def epoch(self, epoch: int, step: int, lr: float, evaluated: dict[str, dict[str, float]], **more: Any) -> Line:
         """Write the line. `evaluated` is each student's validation metrics, or empty.
 
-        Raises: Diverged if the loss is not finite.
+        Raises: Diverged if the loss is not finite; the line is written, with null for what is no number.
         """
         line: Line = {"epoch": epoch, "step": step, "lr": lr, **more}
         seconds = max(self.spent, 1e-9)
@@ -92,18 +95,23 @@ class Recorder:
             line |= {f"val/{metric}/{name}": values[metric] for metric in ("top1", "nll", "entropy")}
         line |= {"img_per_s": round(self.count / seconds, 1), "seconds": round(seconds, 3)}
         self.seconds, self.images = self.seconds + seconds, self.images + self.count
-        self.history.append(line)
+        self.history.append(disk.finite(line))
         if self.file:
-            disk.append(self.file, json.dumps(line))
+            disk.append(self.file, json.dumps(self.history[-1]))
         if self.screen:
             self.screen.epoch(line)
-        if not math.isfinite(line["train/loss"]):
-            bad = ", ".join(name for name, mean in terms.items() if not math.isfinite(mean))
-            raise Diverged(
-                f"training diverged in epoch {epoch}: {bad} is not finite; try a lower --lr or --clip-grad 1"
-            )
+        self.check(epoch)
         self._clear()
         return line
+
+    def check(self, epoch: int) -> None:
+        """Raises: Diverged if a term is not finite; it names the student that was the first to go."""
+        bad = [name for name, mean in self.means.items() if name.count("/") == 1 and not math.isfinite(mean)]
+        if bad:
+            least = min(self.finite.values())
+            first = [name for name, share in self.finite.items() if share == least < 1]
+            who = f", first in {', '.join(first)}" if first and len(self.students) > 1 else ""
+            raise Diverged(f"training diverged in epoch {epoch}: {', '.join(bad)} is not finite{who}; {ADVICE}")
 
     def rewrite(self) -> str:
         """Make the file say just what the history says: no line doubled, none missing; returns its SHA-256."""
@@ -112,15 +120,14 @@ class Recorder:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a checkpoint holds: the sums of the epoch so far, and the lines."""
-        spent = self.spent + time.perf_counter() - self.began if self.count else 0.0
-        values = {"count": self.count, "spent": spent, "seconds": self.seconds, "images": self.images}
-        return dict(self.sums), {**values, "history": self.history}
+        values = {"count": self.count, "spent": self.spent, "seconds": self.seconds, "images": self.images}
+        return dict(self.sums), {**values, "history": self.history, "terms": list(self.sums)}
 
     def restore(self, sums: dict[str, Tensor], values: dict[str, Any]) -> None:
         """The reverse of `state`."""
         self.count, self.seconds, self.images = values["count"], values["seconds"], values["images"]
         self.history = list(values["history"])
-        self.sums = sums
+        self.sums = {name: sums[name] for name in values["terms"]}  # in the order in which they are added up
         self.spent = values["spent"]
 
     def __enter__(self) -> Recorder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from teacherless.data import Loader, Source
+from teacherless.errors import ADVICE, Diverged
 from teacherless.evaluation.metrics import constant, evaluate, metrics, predict
 from teacherless.evaluation.reid import look, reid
 from teacherless.method import Method, Wants
@@ -38,13 +40,20 @@ def search_of(source: Source, workers: int = 0, device: torch.device | str = "cp
 def summarise(
     method: Method, val: Any, test: Any, head: dict[str, Any], recorder: Recorder, search: Search | None = None
 ) -> dict[str, Any]:
-    """summary.json: validation and test of what is shipped. The test set is read here, once."""
+    """summary.json: validation and test of what is shipped. The test set is read here, once.
+
+    Raises: Diverged if a student's predictions are not finite.
+    """
     students = method.students()
     ensemble = method.ensemble()
     predictors = dict(students) | ({"ensemble": ensemble} if ensemble else {})
     logits, labels = predict(predictors, val.epoch(0)) if val else ({}, torch.empty(0))
     on_val = {name: dict(metrics(each, labels)) for name, each in logits.items()}
     on_test = evaluate(predictors, test.epoch(0)) if test else {}
+    for split, values in (("validation", on_val), ("test", on_test)):
+        bad = [name for name in students if values and not math.isfinite(values[name]["nll"])]
+        if bad:
+            raise Diverged(f"training diverged: predictions of {', '.join(bad)} on {split} are not finite; {ADVICE}")
     found = search(students) if search else {}
 
     def row(name: str) -> dict[str, Any]:

@@ -438,26 +438,42 @@ def show_summaries(summaries: Sequence[dict[str, Any]]) -> None:
 
 
 def show_comparison(table: dict[str, Any]) -> None:
-    """Print the table, what inference costs, the verdicts, and what the intervals are about."""
-    rows = _table("method", f"test {table['metric']} %", "cohort", "ensemble", "vs plain", "NLL", "ECE %", "train")
+    """Print the table, what several networks give, what inference costs, the verdicts, what intervals are about."""
+    methods = table["methods"]
+    rows = _table("method", f"test {table['metric']} %", "vs plain", "NLL", "ECE %", "train", "seconds", "TFLOP")
+    several = _table("networks", "one of them", "best on validation", "all together", "train")
+    plain = methods.get("plain", {"student": None, "cost": None})
+    for found in table["plain_networks"]:
+        k, cost = found["networks"], found["networks"] * (plain["cost"] or 1)
+        each = ("" if found[key] is None else f"{found[key]:.2f}" for key in ("best", "ensemble"))
+        several.add_row(f"plain, any {k} of {found['of']} seeds", _mean(plain["student"]), *each, f"{cost:.1f}x")
     sizes: dict[str, list[str]] = {}
-    for name, found in table["methods"].items():
-        d, size = found["difference"], found["inference"]
+    for name, found in methods.items():
+        d, size, price = found["difference"], found["inference"], f"{found['cost']:.1f}x" if found["cost"] else "-"
         interval = f" [{d['corrected'][0]:+.2f}, {d['corrected'][1]:+.2f}]" if d and d["corrected"] else ""
         rows.add_row(
             name,
-            *(_mean(found[key]) for key in ("student", "cohort", "ensemble")),
+            _mean(found["student"]),
             f"{d['mean']:+.2f}{interval}" if d else "",
             *("" if found[key] is None else f"{found[key]['mean']:.3f}" for key in ("nll", "ece")),
-            f"{found['cost']:.1f}x" if found["cost"] else "-",
+            price,
+            "" if found["train_seconds"] is None else f"{found['train_seconds']:.1f}",
+            "" if found["train_flops"] is None else f"{found['train_flops'] / 1e12:.3g}",
         )
+        if found["best"] or found["ensemble"]:
+            means = (_mean(found[key]) for key in ("student", "best", "ensemble"))
+            several.add_row(f"{name}, {found['networks']}", *means, price)
         if size:
             cost = f"{size['params']:,} parameters, {size['flops'] / 1e6:,.1f} MFLOP"
             sizes.setdefault(cost, []).append(f"{name} {size['ms']:.2f} ms")
     _show(rows)
+    if several.row_count:
+        print("Compared is one network: the mean over those trained together. The best of several, or all together, is "
+              "another thing to buy:")  # fmt: skip
+        _show(several)
     for cost, names in sizes.items():
-        print(f"one image through what is shipped: {cost}; {', '.join(names)}")
-    for name, found in table["methods"].items():
+        print(f"one image through one network: {cost}; {', '.join(names)}")
+    for name, found in methods.items():
         if found["verdict"]:
             print(found["verdict"])
         for seed, why in found["failed"].items():

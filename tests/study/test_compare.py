@@ -48,14 +48,23 @@ def test_table_and_files(whole: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert found["inference"]["params"] == table["methods"]["plain"]["inference"]["params"]
         assert found["inference"]["flops"] > 0
         assert (found["difference"] is None) == (row == "plain")
-        assert (found["cohort"] is None) == (row == "plain")
+        assert found["networks"] == {"plain": 1, "dml": 2, "one": 3}[row]
+        assert (found["best"] is None) == (row == "plain")
+        assert found["train_flops"] > 0
     with (whole / "compare.csv").open() as file:
-        assert [line["method"] for line in csv.DictReader(file)] == ["plain", "dml", "one"]
+        assert [line["method"] for line in csv.DictReader(file)] == [
+            "plain",
+            "dml",
+            "one",
+            "2 plain networks",
+            "3 plain networks",
+        ]
     for name in ("accuracy", "cost", "training-curves"):
         assert (whole / f"{name}.png").stat().st_size > 1000
         assert (whole / f"{name}.svg").stat().st_size > 1000
     cell = json.loads((whole / "cells" / "dml-s1" / "summary.json").read_text())
-    assert table["methods"]["dml"]["per_seed"]["1"] == cell["students"][cell["chosen"]]["test_top1"]
+    each = [student["test_top1"] for student in cell["students"].values()]
+    assert table["methods"]["dml"]["per_seed"]["1"] == pytest.approx(sum(each) / 2)
     before = {p: p.stat().st_mtime_ns for p in whole.glob("cells/*/summary.json")}
     assert main(["compare", *ARGS, "--out", str(whole)]) == 0
     shown = capsys.readouterr().out

@@ -27,7 +27,7 @@ def trained(cell: Cell, epochs: int, seconds: float, total: int = 4) -> None:
 def test_the_time_left_weighs_epochs_by_what_they_take(tmp_path: Path) -> None:
     a, b, c = cell(tmp_path, "plain", 0), cell(tmp_path, "dml", 0), cell(tmp_path, "dml", 1)
     trained(a, 1, 1.0)  # of an earlier session: its time is not this one's
-    progress = Progress([a, b, c], lambda done: "done")
+    progress = Progress([a, b, c], lambda cell, done: "done")
     assert progress._left() == ""
     progress.began = time.monotonic() - 20
     trained(a, 3, 1.0)
@@ -44,7 +44,7 @@ def test_the_time_left_weighs_epochs_by_what_they_take(tmp_path: Path) -> None:
 
 def test_a_run_with_phases_has_as_many_epochs_as_it_says(tmp_path: Path) -> None:
     a = cell(tmp_path, "fitnets", 0)
-    progress = Progress([a], lambda done: "done")
+    progress = Progress([a], lambda cell, done: "done")
     progress.start(a)
     assert progress._status()[0] == "fitnets, seed 0: epoch 1/4"
     trained(a, 5, 1.0, total=8)
@@ -57,7 +57,7 @@ def test_plain_lines_where_there_is_no_terminal(
 ) -> None:
     monkeypatch.setattr("teacherless.study.watch.SILENCE", 0.3)
     a, b = cell(tmp_path, "plain", 0), cell(tmp_path, "dml", 0)
-    with Progress([a, b], lambda done: f"{done['top1']} %") as progress:
+    with Progress([a, b], lambda cell, done: f"{done['top1']} %") as progress:
         progress.start(a)
         time.sleep(1)
         trained(a, 4, 1.0)
@@ -73,7 +73,7 @@ def test_plain_lines_where_there_is_no_terminal(
 def test_nothing_to_do_is_not_worth_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = cell(tmp_path, "plain", 0)
     (a.folder / "summary.json").write_text('{"top1": 91.5}')
-    with Progress([a], lambda done: "done"):
+    with Progress([a], lambda cell, done: "done"):
         pass
     assert capsys.readouterr().err == ""
 

@@ -110,7 +110,7 @@ class Probe:
 
     def __init__(self, method: Method, batch: Batch, epochs: int) -> None:
         self.method, self.epochs = method, epochs
-        self.whole, self.batch = batch, _first(batch, ROWS)
+        self.whole, self.batch = batch, first_rows(batch, ROWS)
         self.parts: dict[str, list[Tensor]] = {}  # what can move: parameters by owner, teacher, memories
         self.names: dict[int, str] = {}  # of a parameter, within its owner
         for name, p in method.named_parameters():
@@ -334,7 +334,8 @@ def _shaken(tensors: list[Tensor], size: float) -> Iterator[list[Tensor]]:
         t.data.copy_(b)
 
 
-def _first(batch: Batch, rows: int) -> Batch:
+def first_rows(batch: Batch, rows: int) -> Batch:
+    """So many samples of a batch, the first."""
     index = None if batch.index is None else batch.index[:rows]
     return Batch(tuple(x[:rows] for x in batch.inputs), batch.labels[:rows], index)
 

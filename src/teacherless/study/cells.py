@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import FrameType
@@ -23,7 +23,7 @@ from teacherless import disk
 from teacherless.errors import Diverged, InputError, Stopped
 from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
-from teacherless.study.watch import Progress
+from teacherless.study.watch import Progress, Told
 from teacherless.training.checkpoint import Signals
 from teacherless.training.engines.threads import one_thread_each
 from teacherless.training.folder import read_json
@@ -42,13 +42,13 @@ class Cell(NamedTuple):
         return read_json(self.folder / "summary.json") or read_json(self.folder / "failed.json")
 
 
-def run_cells(cells: Sequence[Cell], jobs: int, told: Callable[[dict[str, Any]], str] | None) -> None:
+def run_cells(cells: Sequence[Cell], jobs: int, told: Told | None) -> None:
     """Run the cells that are not finished, each from where it stands, `jobs` at a time.
 
     Args:
         cells: all of the comparison so far.
         jobs: how many at a time: in this process where that is 1, else in workers of joblib.
-        told: what a finished cell's line says of `Cell.done()`; None shows nothing.
+        told: what a finished cell's line says; None shows nothing.
 
     Raises: Stopped after Ctrl-C or SIGTERM, once every cell is saved and none is running; InputError for a cell that
         cannot be run, and where a worker died.

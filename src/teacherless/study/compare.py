@@ -2,38 +2,31 @@
 
 A cell is one run folder, `cells/<row>-s<seed>/`; cells.py runs them. Finished cells are never run again and interrupted
 ones resume, so the same command goes on where it was stopped. Per seed every method has the same split, sample order
-and start of the shared student. The test set is read once per cell and decides nothing: what a cell ships is chosen on
-validation.
+and start of the shared student. The test set decides nothing: what a cell ships is chosen on validation. What is
+compared is said in `outcome`.
 """
 
 from __future__ import annotations
 
-import csv
 import statistics as stdlib
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import joblib
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from teacherless import disk, models
 from teacherless.errors import InputError, unknown
-from teacherless.evaluation.metrics import evaluating
 from teacherless.methods import METHODS
-from teacherless.models.files import load_student
 from teacherless.runs.build import method_options
 from teacherless.runs.config import Run, parse_student, specs
-from teacherless.study import plots, statistics
-from teacherless.study import tables as analysis
+from teacherless.study import outcome
 from teacherless.study.cells import Cell, run_cells
+from teacherless.study.cost import flops
+from teacherless.study.outcome import Table
 from teacherless.training.folder import read_json, read_lines
 from teacherless.training.step import pick_device
-
-Table = dict[str, Any]
 
 
 def compare(
@@ -71,14 +64,15 @@ def compare(
     jobs = jobs or (joblib.cpu_count() if pick_device(template.device).type == "cpu" else 1)
     results = _run(cells, jobs, quiet)
     if equal_compute:
-        more = _equal_compute(template, _costs(results), everyone, out)
+        more = _equal_compute(template, outcome.relative_costs(results), everyone, out)
         results |= _run(more, jobs, quiet)
         cells += more
-    table = tabulate(cells, results, out)
+    table = outcome.tabulate(cells, results)
+    outcome.measure(table, cells)
     table["settings"] = {**template.model_dump(mode="json"), "seeds": seeds, "methods": rows}
     disk.write_json(out / "compare.json", table)
-    write_csv(table, out / "compare.csv")
-    table["pictures"] = [str(path) for path in draw(table, cells, out)]
+    outcome.write_csv(table, out / "compare.csv")
+    table["pictures"] = [str(path) for path in outcome.draw(table, cells, out)]
     return table
 
 
@@ -155,24 +149,14 @@ def _seconds(folder: Path) -> float:
     return stdlib.median(seconds) * len(seconds)
 
 
-def _told(summary: Table) -> str:
+def _told(cell: Cell, summary: Table) -> str:
     if "failed" in summary:
         return f"failed: {summary['failed']}"
-    tested = headline(summary["students"][summary["chosen"]])
+    tested = outcome.one_network(cell.run, summary)
     return f"{'no test set' if tested is None else f'{tested:.2f} % on test'}, {summary['train_seconds']:.1f} s"
 
 
 # Equal compute -------------------------------------------------------------------------------------------------------
-
-
-def _costs(results: dict[tuple[str, int], Table]) -> dict[str, float]:
-    """Training time relative to plain's of the same seed, the median over seeds."""
-    ratios: dict[str, list[float]] = {}
-    for (row, seed), done in results.items():
-        plain = results.get(("plain", seed), {})
-        if "failed" not in done and plain.get("typical_seconds"):
-            ratios.setdefault(row, []).append(done["typical_seconds"] / plain["typical_seconds"])
-    return {row: stdlib.median(each) for row, each in ratios.items()}
 
 
 def _equal_compute(template: Run, costs: dict[str, float], seeds: range, out: Path) -> list[Cell]:
@@ -214,138 +198,3 @@ def _wider(spec: str, cost: float) -> str | None:
     width = min(range(base, 4 * base + 1), key=lambda w: abs(price(w) - aim))
     rest = [part for part in spec.split(",")[1:] if not part.startswith("width=")]
     return ",".join([parsed.name, *rest, f"width={width}"])
-
-
-# The table -----------------------------------------------------------------------------------------------------------
-
-
-HEADLINES = {"top-1": "test_top1", "mAP": "test_map"}  # what is compared: mAP where persons are searched for
-
-
-def headline(row: Mapping[str, Any]) -> float | None:
-    """A student's number that is compared, from its row of the summary."""
-    value: float | None = row.get("test_map", row.get("test_top1"))
-    return value
-
-
-def tabulate(cells: Sequence[Cell], results: dict[tuple[str, int], Table], out: Path) -> Table:
-    """Everything the comparison found, per row."""
-    rows = list(dict.fromkeys(cell.row for cell in cells))
-    metric = (
-        "mAP" if any("test_map" in s for r in results.values() for s in r.get("students", {}).values()) else "top-1"
-    )
-    tested = {row: _column(results, row, HEADLINES[metric]) for row in rows}
-    with_test = {row: values for row, values in tested.items() if values}
-    plain = with_test.get("plain", {})
-    comparable = {row: v for row, v in with_test.items() if row != "plain" and plain.keys() & v.keys()}
-    differences = statistics.compare(plain, comparable) if comparable else {}
-    costs = _costs(results)
-    imports = any(":" in student for cell in cells for student in cell.run.student)  # then these cells imported it too
-    table: Table = {"caveat": statistics.CAVEAT, "metric": metric, "methods": {}}
-    for row in rows:
-        done = {seed: r for (name, seed), r in results.items() if name == row and "failed" not in r}
-        difference = differences.get(row)
-        table["methods"][row] = {
-            "per_seed": tested[row],
-            "student": _summary(tested[row]),
-            "cohort": _summary({seed: _cohort(r) for seed, r in done.items()}),
-            "ensemble": _summary({seed: headline(r["ensemble"] or {}) for seed, r in done.items()}),
-            "nll": _summary(_column(results, row, "test_nll")),
-            "ece": _summary(_column(results, row, "test_ece")),
-            "difference": difference,
-            "cost": costs.get(row),
-            "train_seconds": stdlib.median(r["typical_seconds"] for r in done.values()) if done else None,
-            "inference": _inference(out, row, done, trust_imports=imports),
-            "verdict": statistics.verdict(row, difference, costs.get(row)) if difference else None,
-            "failed": {seed: r["failed"] for (name, seed), r in results.items() if name == row and "failed" in r},
-        }
-    return table
-
-
-def _column(results: dict[tuple[str, int], Table], row: str, metric: str) -> dict[int, float]:
-    """The shipped student's metric, by seed."""
-    found = {
-        seed: done["students"][done["chosen"]][metric]
-        for (name, seed), done in results.items()
-        if name == row and "failed" not in done
-    }
-    return {seed: value for seed, value in found.items() if value is not None}
-
-
-def _cohort(summary: Table) -> float | None:
-    found = [headline(student) for student in summary["students"].values()]
-    values = [value for value in found if value is not None]
-    return sum(values) / len(values) if len(values) == len(found) > 1 else None
-
-
-def _summary(values: Mapping[int, float | None]) -> statistics.Summary | None:
-    known = [value for value in values.values() if value is not None]
-    return statistics.summarise(known) if known else None
-
-
-def _inference(out: Path, row: str, done: dict[int, Table], *, trust_imports: bool) -> Table | None:
-    """Parameters, FLOPs and single-image latency (CPU, median of 30) of the student that the first seed ships."""
-    if not done:
-        return None
-    seed, summary = min(done.items())
-    folder = out / "cells" / f"{row}-s{seed}" / "students" / summary["chosen"]
-    net, config = load_student(folder, trust_imports=trust_imports)
-    image = torch.zeros(1, config["channels"], *config["input_size"])
-    return {"params": sum(p.numel() for p in net.parameters()), "flops": flops(net, image), "ms": latency(net, image)}
-
-
-@torch.no_grad()
-def flops(net: nn.Module, image: torch.Tensor) -> int:
-    """Floating-point operations of one forward, a multiply-add counted as two."""
-    with evaluating([net]), FlopCounterMode(display=False) as counter:
-        net(image)
-    return int(counter.get_total_flops())
-
-
-@torch.no_grad()
-def latency(net: nn.Module, image: torch.Tensor, runs: int = 30) -> float:
-    """Milliseconds of one forward, the median."""
-    times = []
-    with evaluating([net]):
-        for _ in range(runs + 3):
-            began = time.perf_counter()
-            net(image)
-            times.append(1000 * (time.perf_counter() - began))
-    return stdlib.median(times[3:])
-
-
-def write_csv(table: Table, path: Path) -> None:
-    """One line per row of the table."""
-    header = ["method", "seeds", "test_top1", "std", "cohort", "ensemble", "difference", "low", "high", "p_holm", "nll",
-              "ece", "cost", "params", "flops", "ms", "verdict", "failed"]  # fmt: skip
-    with path.open("w", newline="") as file:
-        out = csv.writer(file)
-        out.writerow(header)
-        for row, found in table["methods"].items():
-            student, difference, size = found["student"] or {}, found["difference"] or {}, found["inference"] or {}
-            low, high = difference.get("corrected") or (None, None)
-            mean = [(found[key] or {}).get("mean") for key in ("cohort", "ensemble")]
-            losses = [(found[key] or {}).get("mean") for key in ("nll", "ece")]
-            out.writerow([row, student.get("seeds"), student.get("mean"), student.get("std"), *mean,
-                          difference.get("mean"), low, high, difference.get("p_holm"), *losses, found["cost"],
-                          size.get("params"), size.get("flops"), size.get("ms"), found["verdict"],
-                          "; ".join(found["failed"].values())])  # fmt: skip
-
-
-def draw(table: Table, cells: Sequence[Cell], out: Path) -> list[Path]:
-    """Differences with intervals; accuracy against cost; training curves. Where there is no test set, only curves."""
-    methods, pictures = table["methods"], []
-    differences = {row: found["difference"] for row, found in methods.items() if found["difference"]}
-    if differences:
-        per_seed = {row: methods[row]["per_seed"] for row in ("plain", *differences)}
-        pictures += plots.accuracy(differences, per_seed, out / "accuracy")
-        known = {row: f["student"] for row, f in methods.items() if f["student"] and f["cost"] is not None}
-        pictures += plots.cost(known, {row: methods[row]["cost"] for row in known}, out / "cost")
-    curves: dict[str, list[analysis.Curves]] = {}
-    for cell in cells:
-        lines = cell.folder / "metrics.jsonl"
-        if lines.exists() and cell.row in METHODS and not (cell.folder / "failed.json").exists():
-            curves.setdefault(cell.row, []).append(analysis.curves(read_lines(lines)))
-    if curves:
-        pictures += plots.training_curves(curves, out / "training-curves")
-    return pictures

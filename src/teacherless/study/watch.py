@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from teacherless.study.cells import Cell
 
+Told = Callable[["Cell", dict[str, Any]], str]  # (cell, what `Cell.done()` gives) -> its line
 LOOK = 0.25  # seconds between two looks at the folders
 SILENCE = 15  # seconds at most without a line where there is no terminal, or a tenth of the time so far
 
@@ -26,10 +27,10 @@ class Progress:
 
     Args:
         cells: all of the comparison.
-        told: what a finished cell's line says of `Cell.done()`; None shows nothing.
+        told: what a finished cell's line says; None shows nothing.
     """
 
-    def __init__(self, cells: Sequence[Cell], told: Callable[[dict[str, Any]], str] | None) -> None:
+    def __init__(self, cells: Sequence[Cell], told: Told | None) -> None:
         self.cells, self.told = cells, told
         self.seconds = {cell.folder: _epochs(cell.folder) for cell in cells}  # of each epoch that is done
         self.before = {folder: len(epochs) for folder, epochs in self.seconds.items()}
@@ -79,7 +80,7 @@ class Progress:
                 self.running.remove(cell)
                 self.unfinished.remove(cell)
                 number = f"[{len(self.cells) - len(self.unfinished)}/{len(self.cells)}]"
-                self._say(console, f"{number} {cell.row}, seed {cell.run.seed}: {self.told(done)}{self._left()}")
+                self._say(console, f"{number} {cell.row}, seed {cell.run.seed}: {self.told(cell, done)}{self._left()}")
 
     def _say(self, console: Console, line: str) -> None:
         console.print(line, markup=False)

@@ -1,0 +1,225 @@
+"""What a comparison found: one table, its CSV and its pictures.
+
+What is compared is **one network trained this way**: per seed, the mean over the students that have plain's
+architecture. To take the best of K networks on validation, or all K as an ensemble, buys something else: it stands in
+a table of its own, beside the best and the ensemble of K plain networks, and no verdict is about it.
+
+K plain networks need no more training. The split is the data's and not the seed's, so any K of plain's seeds are K
+independent networks on one split, and the mean over all ways to take K of them is an unbiased estimate of what K plain
+networks give. The ways overlap, so there is no interval.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import random
+import statistics as stdlib
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from teacherless.data import Loader, Source
+from teacherless.data.splits import Split
+from teacherless.evaluation.metrics import metrics, predict
+from teacherless.methods import METHODS
+from teacherless.models.files import load_student
+from teacherless.runs.build import load_source
+from teacherless.runs.config import Run, specs
+from teacherless.study import plots, statistics
+from teacherless.study import tables as analysis
+from teacherless.study.cells import Cell
+from teacherless.study.cost import flops, latency, training_flops
+from teacherless.training.folder import read_lines
+from teacherless.training.step import pick_device
+
+Table = dict[str, Any]
+Results = Mapping[tuple[str, int], Table]  # (row, seed) -> summary.json with "typical_seconds", or {"failed": why}
+WAYS = 100  # to take K of the seeds; of more, so many are drawn
+
+
+def headline(row: Mapping[str, Any]) -> float | None:
+    """A student's number that is compared: top-1, or mAP where persons are searched for."""
+    value: float | None = row.get("test_map", row.get("test_top1"))
+    return value
+
+
+def comparable(run: Run, summary: Table) -> dict[str, Table]:
+    """The students with plain's architecture: all branches of a network; of a mixed cohort, those like its first."""
+    students: dict[str, Table] = summary["students"]
+    kinds = [(spec.name, spec.arguments) for spec in specs(run)]
+    if len(kinds) != len(students):
+        return students
+    return {name: row for (name, row), kind in zip(students.items(), kinds, strict=True) if kind == kinds[0]}
+
+
+def one_network(run: Run, summary: Table) -> float | None:
+    """What one network trained this way is worth on test: the mean over those that can be compared with plain."""
+    return _mean([headline(row) for row in comparable(run, summary).values()])
+
+
+def best_on_validation(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """The headline of the best of several students on validation; None where there is nothing to choose by."""
+    if len(rows) < 2 or any(row["val_top1"] is None for row in rows):
+        return None
+    return headline(max(rows, key=lambda row: float(row["val_top1"])))
+
+
+def relative_costs(results: Results) -> dict[str, float]:
+    """Training time relative to plain's of the same seed, the median over seeds."""
+    ratios: dict[str, list[float]] = {}
+    for (row, seed), done in results.items():
+        plain = results.get(("plain", seed), {})
+        if "failed" not in done and plain.get("typical_seconds"):
+            ratios.setdefault(row, []).append(done["typical_seconds"] / plain["typical_seconds"])
+    return {row: stdlib.median(each) for row, each in ratios.items()}
+
+
+def tabulate(cells: Sequence[Cell], results: Results) -> Table:
+    """Everything that follows from the cells' summaries."""
+    done = {(cell.row, cell.run.seed): (cell.run, results[cell.row, cell.run.seed]) for cell in cells}
+    rows: dict[str, dict[int, tuple[Run, Table]]] = {cell.row: {} for cell in cells}
+    for (row, seed), (run, summary) in done.items():
+        if "failed" not in summary:
+            rows[row][seed] = run, summary
+    tested = {row: _known({seed: one_network(*cell) for seed, cell in each.items()}) for row, each in rows.items()}
+    plain = tested.get("plain", {})
+    differences = statistics.compare(plain, {r: v for r, v in tested.items() if r != "plain" and plain.keys() & v})
+    costs = relative_costs(results)
+    table: Table = {"caveat": statistics.CAVEAT, "metric": "top-1", "methods": {}}
+    for row, each in rows.items():
+        own = {seed: list(comparable(*cell).values()) for seed, cell in each.items()}
+        if any("test_map" in student for students in own.values() for student in students):
+            table["metric"] = "mAP"
+        difference = differences.get(row)
+        table["methods"][row] = {
+            "per_seed": tested[row],
+            "student": _summary(tested[row]),
+            "networks": max(map(len, own.values()), default=None),
+            "best": _summary({seed: best_on_validation(students) for seed, students in own.items()}),
+            "ensemble": _summary({seed: headline(s["ensemble"] or {}) for seed, (_, s) in each.items()}),
+            **{key: _summary({seed: _mean([s[f"test_{key}"] for s in students]) for seed, students in own.items()})
+               for key in ("nll", "ece")},
+            "difference": difference,
+            "cost": costs.get(row),
+            "train_seconds": stdlib.median(s["typical_seconds"] for _, s in each.values()) if each else None,
+            "verdict": statistics.verdict(row, difference, costs.get(row)) if difference else None,
+            "failed": {seed: s["failed"] for (name, seed), s in results.items() if name == row and "failed" in s},
+        }  # fmt: skip
+    sizes = {found["networks"] or 1 for found in table["methods"].values()} - {1}
+    students = {seed: next(iter(comparable(*cell).values())) for seed, cell in rows.get("plain", {}).items()}
+    table["plain_networks"] = [
+        {"networks": k, "of": len(students), "ensemble": None,
+         "best": _mean([best_on_validation([students[s] for s in way]) for way in ways(list(students), k)])}
+        for k in sorted(sizes) if k <= len(students)
+    ]  # fmt: skip
+    return table
+
+
+def ways(seeds: Sequence[int], k: int) -> list[tuple[int, ...]]:
+    """Ways to take k of the seeds: all of them, or WAYS that are drawn, always the same."""
+    if math.comb(len(seeds), k) <= WAYS:
+        return list(combinations(seeds, k))
+    draw = random.Random(0)
+    return [tuple(draw.sample(seeds, k)) for _ in range(WAYS)]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _known(values: Mapping[int, float | None]) -> dict[int, float]:
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def _summary(values: Mapping[int, float | None]) -> statistics.Summary | None:
+    known = _known(values)
+    return statistics.summarise(list(known.values())) if known else None
+
+
+def measure(table: Table, cells: Sequence[Cell]) -> None:
+    """Add what needs the networks themselves: the price of training and of inference, and plain's ensembles."""
+    source = load_source(cells[0].run)
+    trust = any(":" in student for cell in cells for student in cell.run.student)  # then these cells imported it too
+    for row, found in table["methods"].items():
+        cell = next((c for c in cells if c.row == row and (c.folder / "summary.json").exists()), None)
+        found["train_flops"] = training_flops(cell.run, source) if cell else None
+        found["inference"] = _inference(cell, trust) if cell else None
+    plain = [cell for cell in cells if cell.row == "plain" and (cell.folder / "summary.json").exists()]
+    if source.test is None or not table["plain_networks"]:
+        return
+    logits, labels = _predictions(plain, source, source.test, trust)
+    for found in table["plain_networks"]:
+        each = [analysis.mean_probability(torch.stack([logits[i] for i in way]))
+                for way in ways(range(len(plain)), found["networks"])]  # fmt: skip
+        found["ensemble"] = _mean([dict(metrics(z, labels))["top1"] for z in each])
+
+
+def _predictions(
+    plain: Sequence[Cell], source: Source, test: Split, trust: bool
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What the networks of some cells say of the test images: logits `[N, C]` each, and the labels."""
+    device = pick_device(plain[0].run.device)
+    nets = {cell.folder.name: load_student(_students(cell)[0], trust_imports=trust).net for cell in plain}
+    loader = Loader(test, batch_size=512, mean=source.mean, std=source.std, device=device, augment=None)
+    logits, labels = predict({name: net.to(device) for name, net in nets.items()}, loader)
+    return [each.cpu() for each in logits.values()], labels.cpu()
+
+
+def _students(cell: Cell) -> list[Path]:
+    return sorted((cell.folder / "students").iterdir())
+
+
+def _inference(cell: Cell, trust: bool) -> Table:
+    """Parameters, FLOPs and single-image latency (CPU, median of 30) of one network trained this way."""
+    net, config = load_student(_students(cell)[0], trust_imports=trust)
+    image = torch.zeros(1, config["channels"], *config["input_size"])
+    return {"params": sum(p.numel() for p in net.parameters()), "flops": flops(net, image), "ms": latency(net, image)}
+
+
+def write_csv(table: Table, path: Path) -> None:
+    """One line per row of the table, then one for each number of plain networks."""
+    header = ["method", "seeds", f"test_{table['metric']}", "std", "difference", "low", "high", "p_holm", "nll", "ece",
+              "networks", "best_on_validation", "ensemble", "cost", "train_seconds", "train_flops", "params", "flops",
+              "ms", "verdict", "failed"]  # fmt: skip
+    with path.open("w", newline="") as file:
+        out = csv.DictWriter(file, header)
+        out.writeheader()
+        for row, found in table["methods"].items():
+            student, difference = found["student"] or {}, found["difference"] or {}
+            low, high = difference.get("corrected") or (None, None)
+            means = {key: (found[key] or {}).get("mean") for key in ("nll", "ece", "best", "ensemble")}
+            out.writerow({
+                "method": row, "seeds": student.get("seeds"), header[2]: student.get("mean"),
+                "std": student.get("std"), "difference": difference.get("mean"), "low": low, "high": high,
+                "p_holm": difference.get("p_holm"), "best_on_validation": means.pop("best"), **means,
+                **{key: found[key] for key in ("networks", "cost", "train_seconds", "train_flops", "verdict")},
+                **(found["inference"] or {}), "failed": "; ".join(found["failed"].values()),
+            })  # fmt: skip
+        for found in table["plain_networks"]:
+            k = found["networks"]
+            out.writerow({"method": f"{k} plain networks", "networks": k, "best_on_validation": found["best"],
+                          "ensemble": found["ensemble"], "cost": k})  # fmt: skip
+
+
+def draw(table: Table, cells: Sequence[Cell], out: Path) -> list[Path]:
+    """Differences with intervals; accuracy against cost; training curves. Where there is no test set, only curves."""
+    methods, pictures = table["methods"], []
+    differences = {row: found["difference"] for row, found in methods.items() if found["difference"]}
+    if differences:
+        per_seed = {row: methods[row]["per_seed"] for row in ("plain", *differences)}
+        pictures += plots.accuracy(differences, per_seed, out / "accuracy")
+        known = {row: f["student"] for row, f in methods.items() if f["student"] and f["cost"] is not None}
+        pictures += plots.cost(known, {row: methods[row]["cost"] for row in known}, out / "cost")
+    curves: dict[str, list[analysis.Curves]] = {}
+    for cell in cells:
+        lines = cell.folder / "metrics.jsonl"
+        if lines.exists() and cell.row in METHODS and not (cell.folder / "failed.json").exists():
+            curves.setdefault(cell.row, []).append(analysis.curves(read_lines(lines)))
+    if curves:
+        pictures += plots.training_curves(curves, out / "training-curves")
+    return pictures

@@ -84,7 +84,7 @@ MODES: dict[str, Callable[[Image.Image], Image.Image]] = {
 def test_modes_become_gray_or_rgb(mode: str, channels: int) -> None:
     image = MODES[mode](Image.new("RGB", (12, 9), (LEVEL,) * 3))
     assert image.mode == mode
-    got = images._colours(image, "L" if channels == 1 else "RGB")
+    got = images.colours(image, "L" if channels == 1 else "RGB")
     assert len(got.getbands()) == channels and np.abs(np.asarray(got).astype(int) - LEVEL).max() <= 2
 
 

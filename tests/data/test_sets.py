@@ -341,7 +341,7 @@ def test_npz_is_refused_by_name(tmp_path: Path, changed: dict[str, Any], words: 
 
 
 def test_npz_that_cannot_be_read(tmp_path: Path) -> None:
-    refused("no.npz: no such file", "npz:no.npz", data_dir=tmp_path)
+    refused("no.npz: No such file", "npz:no.npz", data_dir=tmp_path)
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 cut")
     refused("is not a readable .npz", "npz:cut.npz", data_dir=tmp_path)
 

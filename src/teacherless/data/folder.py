@@ -125,7 +125,11 @@ def _layout(root: Path) -> dict[str, Path]:
 def _folders(where: Path) -> list[Path]:
     """Sub-folders by name, without what systems leave behind."""
     names = sorted(entry.name for entry in os.scandir(where) if entry.is_dir())
-    return [where / name for name in names if not name.startswith(".") and name != "__MACOSX"]
+    folders = [where / name for name in names if not name.startswith(".") and name != "__MACOSX"]
+    for folder in folders:
+        if folder.is_symlink() and where.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{where}: {folder.name!r} is a link to a folder that it is in")
+    return folders
 
 
 def _list(root: Path, where: Path) -> _Part:

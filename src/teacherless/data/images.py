@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import math
+import stat
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.Image import Transpose
 
 SUFFIXES = frozenset(
     [".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif"]
 )
+LARGE = 2**25  # pixels, decoded: such images are read one at a time, in bands
+BAND = 2**22  # pixels
+_ALONE = threading.Lock()
+TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}  # by EXIF orientation
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -50,14 +65,20 @@ def read(path: Path, size: tuple[int, int], channels: int, cut: Cut | None = Non
     height, width = size
     mode = "L" if channels == 1 else "RGB"
     try:
-        with Image.open(path) as image:
+        with Image.open(_regular(path)) as image:
             # A JPEG can be decoded at 1/2, 1/4, 1/8 of its size for a fraction of the time; twice the target is plenty.
             share = _share(cut(*image.size), image.size) if cut else 1.0
             image.draft(None, (int(2 * width / share), int(2 * height / share)))
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            box = cut(*image.size) if cut else None
-            small = _colours(image, mode).resize((width, height), Image.Resampling.BILINEAR, box, reducing_gap=2.0)
+            large = math.prod(image.size) > LARGE
+            with _ALONE if large else nullcontext():
+                image.load()
+                factor = int(share * min(image.size) / (2 * max(size))) if large else 1
+                whole = _reduced(image, mode, factor) if factor > 1 else colours(image, mode)
+                turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            if turn is not None:
+                whole = whole.transpose(turn)
+            box = cut(*whole.size) if cut else None
+            small = whole.resize((width, height), Image.Resampling.BILINEAR, box, reducing_gap=2.0)
     except Exception as error:  # a damaged file can raise anything: OSError, SyntaxError, struct.error, zlib.error, …
         raise Unreadable(_why(path, error)) from error
     return np.asarray(small).reshape(height, width, channels)
@@ -96,13 +117,33 @@ def _share(box: Box, size: tuple[int, int]) -> float:
 def glance(path: Path) -> None:
     """Look at a file's header only. Raises: Unreadable for an empty file and one that is not an image."""
     try:
-        with Image.open(path):
+        with Image.open(_regular(path)):
             pass
     except Exception as error:  # as above
         raise Unreadable(_why(path, error)) from error
 
 
-def _colours(image: Image.Image, mode: str) -> Image.Image:
+def _regular(path: Path) -> Path:
+    """The path. Raises: OSError for a pipe or a device, which would be waited for."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError("a pipe or a device, not a file")
+    return path
+
+
+def _reduced(image: Image.Image, mode: str, factor: int) -> Image.Image:
+    """The image in "L" or "RGB", each `factor x factor` of its pixels averaged; band by band, so that of a large one
+    no second copy is held."""
+    width, height = image.size
+    rows = max(1, BAND // (width * factor)) * factor
+    small = Image.new(mode, (-(-width // factor), -(-height // factor)))
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height)))
+        small.paste(colours(band, mode).reduce(factor), (0, top // factor))
+    return small
+
+
+def colours(image: Image.Image, mode: str) -> Image.Image:
     """The image in "L" or "RGB"."""
     if image.mode == "F":
         raise ValueError("float pixels have no known range")

@@ -14,7 +14,7 @@ import torch
 from teacherless.data.augment.distort import Augment, parse_augment
 from teacherless.data.fetch import cache_dir, download
 from teacherless.data.folder import IMG_SIZE, read_folder
-from teacherless.data.found import Found, Gallery, Options, as_it_is, few, usual_augment
+from teacherless.data.found import Found, Gallery, Options, as_it_is, few, same_classes, usual_augment
 from teacherless.data.sets.cifar import cifar10, cifar100
 from teacherless.data.sets.hub import PREFIXES
 from teacherless.data.sets.idx import read_idx
@@ -26,6 +26,8 @@ from teacherless.data.splits import Resident as Resident
 from teacherless.data.splits import Split as Split
 from teacherless.data.splits import moments, stratified
 from teacherless.errors import InputError, unknown
+
+LARGEST = 4096  # pixels, of a side
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +81,17 @@ def load(
     """
     if not 0 <= val_fraction < 1:
         raise InputError(f"--val-fraction: found {val_fraction}; must be at least 0 and less than 1")
-    for flag, value in (("--train-samples", train_samples), ("--img-size", img_size)):
-        if value is not None and value < 1:
-            raise InputError(f"{flag}: found {value}; must be at least 1")
+    if train_samples is not None and train_samples < 1:
+        raise InputError(f"--train-samples: found {train_samples}; must be at least 1")
+    if img_size is not None and not 1 <= img_size <= LARGEST:
+        raise InputError(f"--img-size: found {img_size}; must be 1 to {LARGEST}")
     crop = aug is not None and parse_augment(aug).crop
-    found = _find(name, Options(data_dir, img_size, gray, stream, crop))
+    if "\0" in name:
+        raise InputError(f"--data: found {name!r}; a name has no NUL in it")
+    try:
+        found = _find(name, Options(data_dir, img_size, gray, stream, crop))
+    except OSError as error:
+        raise InputError(f"--data {name}: cannot read {error.filename}: {error.strerror}") from error
     augment = usual_augment(found.name, found.size, found.channels)
     augment = augment if aug is None else parse_augment(aug, augment)
     train, val, test, reid = found.train, found.val, found.test, found.reid
@@ -104,6 +112,9 @@ def load(
             raise InputError(f"--train-samples: found {train_samples}; {found.name} has {len(train)} to train on")
         _, some = stratified(train.labels, 0, count=train_samples, keys=keys)
         train = train.take(some)
+        if none := (train.labels.bincount(minlength=len(found.classes)) == 0).nonzero().flatten().tolist():
+            raise InputError(f"--train-samples: found {train_samples}; that leaves no image of class "
+                             f"{found.classes[none[0]]!r}; {found.name} has {len(found.classes)} classes")  # fmt: skip
     if limit is not None:
         most = max(limit, 2 * len(found.classes))
         train, val, test = few(train, most), val and few(val, most), test and few(test, most)
@@ -123,7 +134,7 @@ def _find(name: str, options: Options) -> Found:
         if name.startswith(prefix):
             return read(name.removeprefix(prefix), options)
     path = (options.data_dir or Path()) / Path(name).expanduser()
-    if path.exists() or any(separator in name for separator in {os.sep, "/"}) or name.startswith((".", "~")):
+    if os.path.exists(path) or any(separator in name for separator in {os.sep, "/"}) or name.startswith((".", "~")):
         return folder(path, options)
     prefixes = ", ".join(f"{prefix}NAME" for prefix in PREFIXES)
     raise InputError(f"{unknown('data', name, SOURCES)}; or give the path of a folder of images, or {prefixes}")
@@ -209,7 +220,9 @@ def _idx_pair(where: Path, part: str) -> Resident:
         raise InputError(f"{paths[1]}: found {len(labels)} labels; {paths[0].name} has {len(images)} images")
     if labels.max() > 9:
         raise InputError(f"{paths[1]}: found label {int(labels.max())}; must be 0 to 9")
-    return Resident(images[..., None], labels)
+    split = Resident(images[..., None], labels)
+    same_classes("fashion-mnist", FASHION, {part: split})
+    return split
 
 
 SOURCES: dict[str, Callable[[Options], Found]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -152,7 +153,8 @@ def moments(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if isinstance(split, Files):
         rows = counter_hash(SPLIT_SEED, rows).argsort(stable=True)[:512]
     counts: Sequence[Tensor] = []
-    for part in torch.split(rows, 4096):
+    shape = (*split.size, split.channels) if isinstance(split, Files) else split.sample(rows[:1]).shape[1:]
+    for part in torch.split(rows, max(1, 2**26 // math.prod(shape))):
         pixels = split.sample(part)
         each = [pixels[..., c].flatten().bincount(minlength=256) for c in range(pixels.shape[-1])]
         counts = [old + new for old, new in zip(counts or [torch.zeros_like(e) for e in each], each, strict=True)]

@@ -12,12 +12,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from teacherless.data.bounds import a_file
 from teacherless.data.fetch import cache_dir, download
 from teacherless.data.found import Found, Options, as_it_is, same_classes
 from teacherless.data.splits import Resident
 from teacherless.errors import InputError
 
 SIDE = 32
+MOST = 50_000  # records of a file
 PIXELS = 3 * SIDE * SIDE  # of a record: a plane of red, of green, of blue, each row by row
 
 
@@ -113,11 +115,11 @@ def _unpack(release: Release, archive: Path, folder: Path) -> None:
 
 def _records(release: Release, path: Path) -> Resident:
     """One file of records. Raises: InputError for a missing, empty or cut file, and for labels out of range."""
+    record = release.labels + PIXELS
     try:
-        raw = np.fromfile(path, np.uint8)
+        raw = np.fromfile(a_file(path, MOST * record), np.uint8)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
-    record = release.labels + PIXELS
     if len(raw) == 0 or len(raw) % record:
         raise InputError(f"{path}: found {len(raw):,} bytes; must be a multiple of {record}: truncated, or not of "
                          f"{release.name}'s binary release")  # fmt: skip
@@ -131,7 +133,7 @@ def _records(release: Release, path: Path) -> Resident:
 
 def _class_names(release: Release, path: Path) -> list[str]:
     try:
-        names = path.read_text().split()
+        names = a_file(path, 2**20).read_text().split()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or 'is not text'}") from error
     if len(names) != release.classes or len(set(names)) != len(names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from teacherless.data.bounds import a_file, check_unpacked
 from teacherless.data.fetch import cache_dir
 from teacherless.data.found import Found, Options, as_it_is, same_classes
+from teacherless.data.images import colours
 from teacherless.data.meter import Meter
 from teacherless.data.splits import Resident
 from teacherless.errors import InputError, unknown
@@ -28,13 +31,15 @@ def npz(path: Path, options: Options) -> Found:
 
     Raises: InputError naming what does not fit.
     """
+    a_file(path)
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as packed:
+                check_unpacked(path, sum(member.file_size for member in packed.infolist()))
         with np.load(path, allow_pickle=False) as file:
             if not hasattr(file, "files"):
                 raise InputError(f"{path}: holds one array; must be .npz with x_train, y_train, x_test, y_test")
             arrays = {key: file[key] for key in file.files}
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
     except InputError:
         raise
     except Exception as error:  # a damaged file can raise anything: BadZipFile, ValueError, zlib.error, …
@@ -158,9 +163,13 @@ def _gather(what: str, pairs: Iterable[Sequence[Any]], count: int, options: Opti
             side = side or max(image.size)
             if count * side * side * len(mode) > LIMIT:
                 raise InputError(f"{what}: {count:,} images of {side}x{side} do not fit in memory; give --img-size")
-            images.append(np.asarray(image.convert(mode).resize((side, side))).reshape(side, side, -1))
-            labels.append(int(label))
+            images.append(np.asarray(colours(image, mode).resize((side, side))).reshape(side, side, -1))
+            try:
+                labels.append(int(label))
+            except (TypeError, ValueError, OverflowError):
+                raise InputError(f"{what}: row {row}: found label {label!r:.20}; must be a class id") from None
             meter.advance()
+    _check_classes(what, min(labels), max(labels), len(labels))
     return Resident(torch.from_numpy(np.stack(images)), torch.tensor(labels))
 
 
@@ -185,9 +194,15 @@ def _split(x_name: str, x: Any, y_name: str, y: Any) -> Resident:
         raise InputError(
             f"{y_name}: found {y.dtype} {list(y.shape)}; must be integers, one for each of {len(x)} images"
         )
-    if y.min() < 0:
-        raise InputError(f"{y_name}: found class {int(y.min())}; must be 0 or more")
+    _check_classes(y_name, int(y.min()), int(y.max()), len(y))
     return Resident(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))
+
+
+def _check_classes(what: str, low: int, high: int, count: int) -> None:
+    """Raises: InputError for classes that cannot all have an image, before there is a name for each."""
+    if low < 0 or high >= count:
+        raise InputError(f"{what}: found class {low if low < 0 else high} among {count:,} images; must be 0, 1, 2, … "
+                         "without a gap")  # fmt: skip
 
 
 def _found(name: str, classes: list[str], splits: Mapping[str, Resident], options: Options, what: str) -> Found:

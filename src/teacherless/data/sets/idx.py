@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from teacherless.data.bounds import a_file, check_unpacked
 from teacherless.errors import InputError
 
 UNSIGNED_BYTE = 0x08
@@ -18,28 +20,27 @@ UNSIGNED_BYTE = 0x08
 def read_idx(path: Path, dims: int) -> Tensor:
     """The array in an IDX file of bytes, gzipped or not. uint8, with `dims` axes.
 
-    Raises: InputError for a file that cannot be read, that is not IDX with so many axes, or that has fewer or more
-    bytes than it says.
+    Raises: InputError for a file that cannot be read, that is not IDX with so many axes, that has fewer or more bytes
+    than it says, or says that it has more than it can.
     """
-    data = _bytes(path)
-    if len(data) < 4 or data[:4] != bytes((0, 0, UNSIGNED_BYTE, dims)):
-        raise InputError(f"{path}: found first bytes {data[:4].hex()!r}; must be an IDX file: 000008{dims:02x}")
-    start = 4 + 4 * dims
-    if len(data) < start:
-        raise InputError(f"{path}: found {len(data)} bytes; truncated")
-    shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4)]
-    expected = start + int(np.prod(shape))
-    if len(data) != expected:
-        state = "truncated" if len(data) < expected else "too long"
-        raise InputError(f"{path}: found {len(data):,} bytes; must be {expected:,} for {shape}: {state}")
-    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy())
-
-
-def _bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        with a_file(path).open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as file:
+            head = file.read(4 + 4 * dims)
+            if head[:4] != bytes((0, 0, UNSIGNED_BYTE, dims)):
+                raise InputError(f"{path}: found first bytes {head[:4].hex()!r}; must be an IDX file: 000008{dims:02x}")
+            if len(head) < 4 + 4 * dims:
+                raise InputError(f"{path}: found {len(head)} bytes; truncated")
+            shape = [int.from_bytes(head[at : at + 4], "big") for at in range(4, len(head), 4)]
+            size = math.prod(shape)
+            check_unpacked(path, size)
+            body = file.read(size + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: a truncated or damaged gzip file ({error})") from error
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
+    if len(body) != size:
+        found, state = ("more", "too long") if len(body) > size else (f"{len(head) + len(body):,} bytes", "truncated")
+        raise InputError(f"{path}: found {found}; must be {len(head) + size:,} bytes for {shape}: {state}")
+    return torch.from_numpy(np.frombuffer(body, np.uint8).reshape(shape).copy())

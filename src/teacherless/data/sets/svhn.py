@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from teacherless.data.bounds import a_file, check_unpacked
 from teacherless.data.fetch import cache_dir, download
 from teacherless.data.found import Found, Options, as_it_is, same_classes
 from teacherless.data.splits import Resident
@@ -72,20 +75,47 @@ def _mat(path: Path) -> Resident:
     """
     from scipy.io import loadmat
 
+    a_file(path)
     try:
+        check_unpacked(path, _unpacked(path))
         found = loadmat(path, variable_names=["X", "y"])
+    except InputError:
+        raise
     except Exception as error:  # a damaged file can raise anything: ValueError, zlib.error, TypeError, …
         raise InputError(f"{path}: is not a readable MATLAB file: truncated or foreign ({error})") from error
     x, y = found.get("X"), found.get("y")
-    if not _is_images(x) or y is None or y.shape != (x.shape[3], 1):
+    if not _is_images(x) or not isinstance(y, np.ndarray) or y.shape != (x.shape[3], 1):
         shapes = {key: list(found[key].shape) for key in ("X", "y") if key in found}
         raise InputError(f"{path}: found {shapes or 'neither X nor y'}; must be X, bytes [32, 32, 3, N], and y [N, 1]")
+    legal = np.isin(y[:, 0], np.arange(1, 11)) if y.dtype.kind in "iuf" else np.zeros(len(y), bool)
+    if not legal.all():
+        raise InputError(f"{path}: found label {y[:, 0][~legal][0]!s:.20}; must be 1 to 10, where 10 is the digit 0")
     labels = torch.from_numpy(y[:, 0].astype(np.int64))
-    if labels.min() < 1 or labels.max() > 10:
-        bad = int(labels.min()) if labels.min() < 1 else int(labels.max())
-        raise InputError(f"{path}: found label {bad}; must be 1 to 10, where 10 is the digit 0")
     return Resident(torch.from_numpy(np.ascontiguousarray(x.transpose(3, 0, 1, 2))), labels % 10)
 
 
+def _unpacked(path: Path) -> int:
+    """How many bytes a MATLAB 5 file holds once its compressed parts are unpacked; counted, not kept."""
+    total, compressed = 0, 15
+    with path.open("rb") as file:
+        file.seek(128)  # of text
+        while len(tag := file.read(8)) == 8:
+            kind, size = struct.unpack("<II", tag)
+            unpacker, end = zlib.decompressobj(), file.tell() + size
+            while kind == compressed and not unpacker.eof and (block := file.read(min(2**16, end - file.tell()))):
+                while block and not unpacker.eof:
+                    total += len(unpacker.decompress(block, 2**22))
+                    check_unpacked(path, total)
+                    block = unpacker.unconsumed_tail
+            file.seek(end)
+    return total
+
+
 def _is_images(x: Any) -> bool:
-    return x is not None and x.ndim == 4 and x.shape[:3] == (32, 32, 3) and x.shape[3] > 0 and x.dtype == np.uint8
+    return (
+        isinstance(x, np.ndarray)
+        and x.ndim == 4
+        and x.shape[:3] == (32, 32, 3)
+        and x.shape[3] > 0
+        and x.dtype == np.uint8
+    )

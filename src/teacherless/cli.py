@@ -18,7 +18,7 @@ from pydantic import BaseModel, create_model
 import teacherless
 from teacherless.errors import Diverged, InputError, Stopped, unknown
 from teacherless.runs import shrink
-from teacherless.runs.config import Run, as_given, default_out
+from teacherless.runs.config import Run, as_given, default_out, refuse_code
 from teacherless.training.folder import read_json
 from teacherless.training.settings import read
 
@@ -409,7 +409,10 @@ def make_run(method: str | None, flags: BaseModel, recipe: Path | None, stored: 
         raise InputError("METHOD: is missing; give one of `teacherless list methods`, or a --recipe that names it")
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    return read(Run, {**values, **given, "method": method})
+    run = read(Run, {**values, **given, "method": method})
+    if "student" not in given:
+        refuse_code(run, f"recipe {recipe}" if recipe else "run.json")
+    return run
 
 
 def _pairs(texts: Sequence[str]) -> dict[str, str]:

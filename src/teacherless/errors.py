@@ -7,7 +7,9 @@ and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -35,3 +37,19 @@ def unknown(kind: str, found: str, legal: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(found, legal, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return InputError(f"unknown {kind} {found!r}{hint} (known: {', '.join(legal)})")
+
+
+def names_code(where: object, name: str) -> InputError:
+    """The error for a file that names code to run, where the command line does not trust it."""
+    return InputError(f"{where}: names code to run, {name!r}; if you trust it, say --trust-imports (in Python: "
+                      "trust_imports=True)")  # fmt: skip
+
+
+def short(value: Any) -> str:
+    """A value as an error shows it, however long or deep it is."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+_SHORT.maxlevel = 3

@@ -140,9 +140,11 @@ def _seeded(seed: int | None) -> Iterator[None]:
 
 def options(architecture: str) -> dict[str, inspect.Parameter]:
     """What a user may set of a network besides classes and channels: each with its type and default. Of somebody else's
-    network that is not known."""
+    network that is not known. Raises: InputError for an unknown name."""
     if foreign.is_foreign(architecture):
         return {}
+    if architecture not in MODELS:
+        raise unknown("model", architecture, MODELS)
     constructor = MODELS[architecture]
     fixed = {"num_classes", "in_channels", *getattr(constructor, "keywords", {})}
     signature = inspect.signature(constructor, eval_str=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +12,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from teacherless import disk, models
-from teacherless.errors import InputError
+from teacherless import disk, models, schemas
+from teacherless.errors import InputError, names_code, unknown
+from teacherless.models.foreign import by_name
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # what a student's folder holds
+_LEGAL = ("num_classes", "in_channels")  # arguments of every network
 
 
 class Student(NamedTuple):
@@ -50,29 +55,64 @@ def load_student(folder: Path, net: nn.Module | None = None, *, trust_imports: b
 
     Raises: InputError for anything that is not such a folder, and for tensors that do not fit the architecture.
     """
-    config_file, file = folder / CONFIG, folder / WEIGHTS
-    for path in (config_file, file):
-        if not path.is_file():
-            raise InputError(f"{folder}: is not a student: {path.name} is missing")
-    try:
-        config = json.loads(config_file.read_text())
-        architecture, arguments = config["architecture"], dict(config["arguments"])
-        if isinstance(architecture, str) and not {"num_classes", "in_channels"} <= arguments.keys():
-            raise KeyError("arguments need num_classes and in_channels")
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{config_file}: is not a student's config ({type(error).__name__}: {error})") from None
+    file, config = folder / WEIGHTS, read_config(folder)
+    if not file.is_file():
+        raise InputError(f"{folder}: is not a student: {file.name} is missing")
     if net is None:
-        if not isinstance(architecture, str):
-            what = arguments.get("class", architecture)
-            raise InputError(f"{config_file}: {what!r} is not one of our architectures; build it and give it as net=")
-        if ":" in architecture and not trust_imports:
-            raise InputError(f"{config_file}: names code to run, {architecture!r}; if you trust it, say "
-                             "--trust-imports (in Python: trust_imports=True)")  # fmt: skip
-        with torch.device("meta"):  # absurd shapes are refused before they take memory
-            check_shapes(models.create(architecture, **arguments), file)
-        net = models.create(architecture, **arguments)
+        net = _build(config, folder / CONFIG, file, trust_imports)
     load_weights(net, file)
-    return Student(net, config)
+    return Student(net, dict(config))
+
+
+def read_config(folder: Path) -> schemas.Config:
+    """What a student's config.json says. Raises: InputError if there is none, or it is none."""
+    config = schemas.read(folder / CONFIG, schemas.CONFIG)
+    if config is None:
+        raise InputError(f"{folder}: is not a student: {CONFIG} is missing")
+    return config
+
+
+def _build(config: schemas.Config, where: Path, weights: Path, trusted: bool) -> nn.Module:
+    """The network a config names, with its first values. What the file asks for costs nothing before it fits the
+    weights: no code of its own runs, no server is asked, and the network is laid out without memory first.
+
+    Raises: InputError.
+    """
+    architecture, arguments = config["architecture"], config["arguments"]
+    if architecture is None:
+        what = arguments.get("class", architecture)
+        raise InputError(f"{where}: {what!r} is not one of our architectures; build it and give it as net=")
+    if ":" in architecture and not trusted:
+        raise names_code(where, architecture)
+    legal = {*_LEGAL, *(by_name.PLAIN if by_name.is_foreign(architecture) else models.options(architecture))}
+    for name in arguments:
+        if name not in legal and (not trusted or name in by_name.OURS):
+            raise unknown(f"argument of {architecture} in {where}:", name, legal)
+    if not trusted:
+        schemas.check(arguments, schemas.ARGUMENTS, where)
+    try:
+        with _at_most(2 * len(_header(weights)) + 100), torch.device("meta"):
+            layout = models.create(architecture, **arguments)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    check_shapes(layout, weights)
+    return models.create(architecture, **arguments)
+
+
+@contextmanager
+def _at_most(tensors: int) -> Iterator[None]:
+    """Inside, a network that is built may have so many parameters: a depth of 10^7 ends here, not in the memory."""
+    built = itertools.count(1)
+
+    def count(module: nn.Module, name: str, parameter: Any) -> None:
+        if next(built) > tensors:
+            raise InputError(f"its config asks for more than {tensors} tensors, its weights hold fewer")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def load_weights(net: nn.Module, file: Path) -> None:
@@ -87,19 +127,26 @@ def load_weights(net: nn.Module, file: Path) -> None:
 
 
 def check_shapes(net: nn.Module, file: Path) -> None:
-    """Compare names and shapes, reading nothing but the header. Raises: InputError naming what does not fit."""
-    own = net.state_dict()
-    try:
-        with safe_open(str(file), framework="pt") as found:
-            keys = set(found.keys())
-            shapes = {key: found.get_slice(key).get_shape() for key in own.keys() & keys}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: is not a readable safetensors file ({error})") from None
-    for key in sorted(own.keys() ^ keys):
+    """Compare names, shapes and kinds of numbers, reading nothing but the header. Raises: InputError naming what does
+    not fit."""
+    own, found = net.state_dict(), _header(file)
+    for key in sorted(own.keys() ^ found.keys()):
         what = f"has no {key!r}" if key in own else f"has {key!r}, which the network does not"
         raise InputError(f"{file}: is of another architecture: it {what}")
-    for key, shape in shapes.items():
+    for key, (shape, dtype) in found.items():
         if shape != list(own[key].shape):
             raise InputError(
                 f"{file}: is of another architecture: {key!r} is {shape}, the network's {list(own[key].shape)}"
             )
+        if own[key].is_floating_point() != ("F" in dtype):
+            raise InputError(f"{file}: {key!r} holds {dtype}, which is no {own[key].dtype}")
+
+
+def _header(file: Path) -> dict[str, tuple[list[int], str]]:
+    """Shape and type ("F32") of every tensor in a file. Raises: InputError if it is not of safetensors."""
+    try:
+        with safe_open(str(file), framework="pt") as found:
+            slices = {key: found.get_slice(key) for key in found.keys()}  # noqa: SIM118, it is no dict
+            return {key: (each.get_shape(), each.get_dtype()) for key, each in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: is not a readable safetensors file ({error})") from None

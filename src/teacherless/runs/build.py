@@ -13,14 +13,13 @@ from torch import nn
 from teacherless import data, models
 from teacherless.data import Source
 from teacherless.data.augment.distort import counter_hash
-from teacherless.errors import InputError, unknown
+from teacherless.errors import InputError, short, unknown
 from teacherless.method import Method
 from teacherless.methods import METHODS
 from teacherless.runs import shrink
 from teacherless.runs.config import Run, literal, specs
 from teacherless.runs.stored import read_run
 from teacherless.training.folder import read_json
-from teacherless.training.settings import short
 
 
 def load_source(run: Run) -> Source:

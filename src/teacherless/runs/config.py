@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from teacherless.errors import InputError
+from teacherless.errors import InputError, names_code
 from teacherless.runs import shrink
 from teacherless.training.settings import Settings
 
@@ -29,7 +29,11 @@ class Run(Settings):
     peers: int | None = Field(None, ge=1, description="how many copies of the one --student train together")
     pretrained: bool = Field(False, description="start from the weights of timm or torchvision")
     teacher: Path | None = Field(None, description="a run or student folder, for methods that read a teacher")
-    trust_imports: bool = Field(False, description="import the code that a teacher's config.json names")
+    trust_imports: bool = Field(
+        False,
+        exclude=True,
+        description="import code that a recipe, run.json or config.json names; no file can say this itself",
+    )
     set: dict[str, Any] = Field(default_factory=dict, description="key=value: an option of the method; repeatable")
     batch_size: int = Field(64, ge=1, description="samples per step")
     val_fraction: float = Field(0.1, ge=0, lt=1, description="share of train kept for validation where there is none")
@@ -88,9 +92,16 @@ def specs(run: Run) -> list[Spec]:
     return each * run.peers
 
 
+def refuse_code(run: Run, where: object) -> None:
+    """Raises: InputError if settings from a file name code to run, a student `package.module:function`."""
+    for name in (parse_student(text).name for text in run.student):
+        if ":" in name and not run.trust_imports:
+            raise names_code(where, name)
+
+
 def as_given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in run.json as a user could give them: --steps without --epochs, nothing that is None."""
-    given = {name: value for name, value in settings.items() if value is not None}
+    """The settings in run.json as a user could give them: --steps without --epochs, nothing that is None, no trust."""
+    given = {name: value for name, value in settings.items() if value is not None and name != "trust_imports"}
     return {name: value for name, value in given.items() if name != "epochs" or "steps" not in given}
 
 

@@ -88,6 +88,8 @@ def load(text: str | Path) -> Recipe:
     else:
         raise unknown("recipe", name, names())
     settings = {key: value for key, value in values.items() if key not in NO_SETTINGS}
+    if "trust_imports" in settings:
+        raise InputError(f"recipe {name}: found trust_imports; a file cannot trust itself: say --trust-imports")
     for key in settings:
         if key not in Run.model_fields:
             raise unknown(f"key in recipe {Path(text).name}:", key, [*Run.model_fields, *NO_SETTINGS])

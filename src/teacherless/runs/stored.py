@@ -8,7 +8,7 @@ from pathlib import Path
 from teacherless import disk
 from teacherless.errors import InputError
 from teacherless.models.files import CONFIG, WEIGHTS, Student, load_student
-from teacherless.runs.config import Run, as_given
+from teacherless.runs.config import Run, as_given, refuse_code
 from teacherless.training.folder import read_json
 from teacherless.training.settings import read
 
@@ -34,4 +34,8 @@ def read_run(path: Path, *, trust_imports: bool = False) -> tuple[Run | None, di
     if folder is None:
         return None, students
     settings = as_given(json.loads((folder / "run.json").read_text())["settings"])
-    return (read(Run, settings, where=f"{folder / 'run.json'}: ") if "method" in settings else None), students
+    if "method" not in settings:
+        return None, students
+    run = read(Run, {**settings, "trust_imports": trust_imports}, where=f"{folder / 'run.json'}: ")
+    refuse_code(run, folder / "run.json")
+    return run, students

@@ -26,7 +26,7 @@ from teacherless.data import Loader, Source
 from teacherless.data.splits import Split
 from teacherless.evaluation.metrics import metrics, predict
 from teacherless.methods import METHODS
-from teacherless.models.files import load_student
+from teacherless.models.files import Student, load_student, read_config
 from teacherless.runs.build import load_source
 from teacherless.runs.config import Run, specs
 from teacherless.study import plots, statistics
@@ -144,39 +144,39 @@ def _summary(values: Mapping[int, float | None]) -> statistics.Summary | None:
 def measure(table: Table, cells: Sequence[Cell]) -> None:
     """Add what needs the networks themselves: the price of training and of inference, and plain's ensembles."""
     source = load_source(cells[0].run)
-    trust = any(":" in student for cell in cells for student in cell.run.student)  # then these cells imported it too
     for row, found in table["methods"].items():
         cell = next((c for c in cells if c.row == row and (c.folder / "summary.json").exists()), None)
         found["train_flops"] = training_flops(cell.run, source) if cell else None
-        found["inference"] = _inference(cell, trust) if cell else None
+        found["inference"] = _inference(cell) if cell else None
     plain = [cell for cell in cells if cell.row == "plain" and (cell.folder / "summary.json").exists()]
     if source.test is None or not table["plain_networks"]:
         return
-    logits, labels = _predictions(plain, source, source.test, trust)
+    logits, labels = _predictions(plain, source, source.test)
     for found in table["plain_networks"]:
         each = [analysis.mean_probability(torch.stack([logits[i] for i in way]))
                 for way in ways(range(len(plain)), found["networks"])]  # fmt: skip
         found["ensemble"] = _mean([dict(metrics(z, labels))["top1"] for z in each])
 
 
-def _predictions(
-    plain: Sequence[Cell], source: Source, test: Split, trust: bool
-) -> tuple[list[torch.Tensor], torch.Tensor]:
+def _predictions(plain: Sequence[Cell], source: Source, test: Split) -> tuple[list[torch.Tensor], torch.Tensor]:
     """What the networks of some cells say of the test images: logits `[N, C]` each, and the labels."""
     device = pick_device(plain[0].run.device)
-    nets = {cell.folder.name: load_student(_students(cell)[0], trust_imports=trust).net for cell in plain}
+    nets = {cell.folder.name: _first(cell).net for cell in plain}
     loader = Loader(test, batch_size=512, mean=source.mean, std=source.std, device=device, augment=None)
     logits, labels = predict({name: net.to(device) for name, net in nets.items()}, loader)
     return [each.cpu() for each in logits.values()], labels.cpu()
 
 
-def _students(cell: Cell) -> list[Path]:
-    return sorted((cell.folder / "students").iterdir())
+def _first(cell: Cell) -> Student:
+    """The first student of a cell. Code is imported only if the comparison's own command names it, not the file."""
+    folder = min((cell.folder / "students").iterdir())
+    named = {spec.name for spec in specs(cell.run)}
+    return load_student(folder, trust_imports=cell.run.trust_imports or read_config(folder)["architecture"] in named)
 
 
-def _inference(cell: Cell, trust: bool) -> Table:
+def _inference(cell: Cell) -> Table:
     """Parameters, FLOPs and single-image latency (CPU, median of 30) of one network trained this way."""
-    net, config = load_student(_students(cell)[0], trust_imports=trust)
+    net, config = _first(cell)
     image = torch.zeros(1, config["channels"], *config["input_size"])
     return {"params": sum(p.numel() for p in net.parameters()), "flops": flops(net, image), "ms": latency(net, image)}
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from teacherless import schemas
 from teacherless.errors import InputError, unknown
 
 M = TypeVar("M", bound=BaseModel)
@@ -67,12 +68,4 @@ def read(model: type[M], values: Mapping[str, Any], where: str = "") -> M:
             raise unknown(f"{where}setting", str(first["loc"][0]), model.model_fields) from None
         if first["type"] == "value_error":
             raise InputError(f"{where}{first['ctx']['error']}") from None
-        found = "" if first["type"] == "missing" else f"found {short(first['input'])}; "
-        message = first["msg"].replace("Input should be", "must be").replace("Field required", "is required")
-        raise InputError(f"{where}--{name}: {found}{message}") from None
-
-
-def short(value: Any) -> str:
-    """How a value is quoted in an error."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        raise InputError(f"{where}--{name}: {schemas.wording(first)}") from None

@@ -20,6 +20,14 @@ from torch import nn
 from teacherless.errors import InputError
 from teacherless.models.foreign.wrapper import Foreign, first_line
 
+# What a file may ask of a network of timm or torchvision: sizes and kinds of layers, nothing that is fetched or read.
+PLAIN = {
+    "stages", "act_layer", "aux_logits", "depth", "depths", "drop_path_rate", "drop_rate", "dropout", "embed_dim",
+    "global_pool", "groups", "image_size", "img_size", "mlp_ratio", "norm_layer", "num_heads", "patch_size",
+    "stem_width", "stochastic_depth_prob", "width_mult", "width_per_group", "window_size", "zero_init_residual",
+}  # fmt: skip
+OURS = {"pretrained", "seed", "size"}  # said when a network is first made, by nobody who reads one back
+
 
 def is_foreign(architecture: str) -> bool:
     """Whether a name is of somebody else's network."""

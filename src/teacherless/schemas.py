@@ -1,0 +1,88 @@
+"""What stands in the files of a run folder, one schema for each; `read` is how all of them are read.
+
+A file may hold more than its schema; what the schema says, a reader can rely on. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, NotRequired, TypeVar
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
+
+from teacherless.errors import InputError, short
+
+T = TypeVar("T")
+LARGEST_SIDE = 1024  # of the images a student says it reads: a batch of them must fit in memory
+
+Name = Annotated[str, Field(max_length=1000)]
+Count = Annotated[int, Field(ge=1, le=2**20)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+OPEN = ConfigDict(extra="allow")
+
+
+def read(path: Path, schema: TypeAdapter[T]) -> T | None:
+    """A file of JSON, or None where there is none. Raises: InputError if it is not JSON, or not what it should be."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not JSON ({error})") from None
+    return check(value, schema, path)
+
+
+def check(value: Any, schema: TypeAdapter[T], where: object) -> T:
+    """`value`, as the schema has it. Raises: InputError with the first complaint, in one line."""
+    try:
+        return schema.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"][:4]))
+        raise InputError(f"{where}: {place + ': ' if place else ''}{wording(first)}") from None
+
+
+def wording(complaint: Any) -> str:
+    """pydantic's complaint in our words: what was found, what is legal."""
+    found = "" if complaint["type"] in ("missing", "value_error") else f"found {short(complaint['input'])}; "
+    message: str = complaint["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return found + message.replace("Field required", "is required")
+
+
+# A student's config.json ---------------------------------------------------------------------------------------------
+
+
+@with_config(OPEN)
+class Config(TypedDict):
+    """What rebuilds a student, and what it expects. The data is not known of one that was trained from Python."""
+
+    architecture: Name | None
+    arguments: dict[str, Any]
+    classes: NotRequired[Annotated[list[str], Field(min_length=1)]]
+    input_size: NotRequired[tuple[Side, Side]]
+    channels: NotRequired[Annotated[int, Field(ge=1, le=1024)]]
+    mean: NotRequired[list[Number]]
+    std: NotRequired[list[Annotated[Number, Field(gt=0)]]]
+
+
+def _agrees(config: Config) -> Config:
+    """The parts of a config fit each other."""
+    arguments = config["arguments"]
+    if config["architecture"] and not {"num_classes", "in_channels"} <= arguments.keys():
+        raise ValueError("arguments need num_classes and in_channels")
+    classes, channels = config.get("classes"), config.get("channels")
+    if classes and "num_classes" in arguments and arguments["num_classes"] != len(classes):
+        raise ValueError(f"found {len(classes)} classes; num_classes is {short(arguments['num_classes'])}")
+    if channels and not len(config.get("mean", [])) == len(config.get("std", [])) == channels:
+        raise ValueError(f"mean and std must have {channels} numbers, one for each channel")
+    return config
+
+
+CONFIG = TypeAdapter(Annotated[Config, AfterValidator(_agrees)])
+Scalar = bool | Annotated[int, Field(ge=-1, le=2**20)] | Number | Annotated[str, Field(max_length=200)] | None
+ARGUMENTS = TypeAdapter(dict[str, Scalar | Annotated[list[Scalar], Field(max_length=64)]])  # without trust

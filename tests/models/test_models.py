@@ -117,6 +117,12 @@ def test_the_preactivated_network_of_cs_kd_and_ps_kd() -> None:
     assert isinstance(net.stages[-1][-1], PreActivated), "nothing after the last block"
 
 
+def test_googlenet_pools_as_slim_does() -> None:
+    net = staged("googlenet", stem="imagenet")
+    assert [stage[0].kernel_size for stage in net.stages[1:]] == [3, 2]
+    assert net.stages[2][0](torch.empty(1, 1, 7, 7)).shape[-2:] == (4, 4), "the last row and column count"
+
+
 @every_net
 def test_insides_are_what_staged_promises(name: str) -> None:
     net = staged(name).eval()

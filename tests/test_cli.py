@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import teacherless as tl
 from teacherless.cli import main
 from teacherless.models.files import load_student
 
@@ -116,6 +119,47 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         assert some in capsys.readouterr().out
         assert main(["list", kind, some]) == 0
         assert some.upper() in capsys.readouterr().out.upper()
+
+
+def test_lists_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, some in (("methods", "dml"), ("models", "resnet32"), ("data", "digits")):
+        for argv in ([], [some]):
+            assert main(["list", kind, *argv, "--json"]) == 0
+            assert len(json.loads(capsys.readouterr().out)[some]) > 10
+    assert main(["list", "recipes", "dml/cifar100-resnet32x2", "--json"]) == 0
+    (recipe,) = json.loads(capsys.readouterr().out)
+    assert recipe["settings"]["student"] and recipe["published"]["value"]
+
+
+def test_help_names_types_and_gives_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("--epochs INT", "--lr FLOAT", "--opt sgd|adam|adamw", "--teacher PATH", "--set KEY=VALUE",
+                  "--opt-betas FLOAT FLOAT", "Examples:", "teacherless train dml"):  # fmt: skip
+        assert words in shown, words
+    assert "STR" not in shown
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == tl.__version__
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_installed_and_completes(shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("ZDOTDIR", "ZSH_CUSTOM", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(["--install-completion", "--shell", shell]) == 0
+    (script,) = [path for path in tmp_path.rglob("*teacherless*") if path.is_file()]
+    assert "epochs" in script.read_text()
+    if shell == "zsh":
+        assert (tmp_path / ".zshrc").read_text().count("compinit\n") == 1
+    if shutil.which(shell) is None or shell == "zsh":  # zsh completes only in a terminal
+        return
+    ask = {
+        "bash": f"source {script}; COMP_WORDS=(teacherless tr); COMP_CWORD=1; _teacherless; echo ${{COMPREPLY[@]}}",
+        "fish": f"source {script}; complete -C 'teacherless tr'",
+    }[shell]
+    said = subprocess.run([shell, "-c", ask], capture_output=True, text=True, check=True).stdout
+    assert said.split()[0] == "train"
 
 
 def test_recipe_and_flags(tmp_path: Path) -> None:

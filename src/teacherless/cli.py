@@ -5,52 +5,66 @@ Exit codes: 0 done; 2 the user must change something (one line on stderr); 4 tra
 
 from __future__ import annotations
 
-import csv
-import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import BaseModel, create_model
 
 import teacherless
 from teacherless.errors import Diverged, InputError, Stopped, unknown
-from teacherless.runs import shrink
-from teacherless.runs.config import Run, as_given, default_out, refuse_code
+from teacherless.runs.config import Run, default_out
+from teacherless.study import show
 from teacherless.training.folder import read_json
-from teacherless.training.settings import read
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+
+def _examples(*lines: str) -> str:
+    return "\n".join(["Examples:", *(f"  teacherless {line}" for line in lines)])
+
 
 app = App(
     name="teacherless",
     help="Train better classifiers without a teacher.",
     version=teacherless.__version__,
     help_format="plaintext",
+    help_epilogue=_examples(
+        "compare --data photos --student resnet18    # does it help on my data?",
+        "train dml --data photos --out runs/first    # two networks teach each other",
+        "predict runs/first more-photos",
+        "COMMAND --help",
+    ),
 )
+lists = App(
+    name="list",
+    help="Show what there is: methods, models, data or recipes; with NAME, all about one.",
+    help_epilogue=_examples("list methods", "list methods dml", "list recipes"),
+)
+app.command(lists)
+
 _SHORT = {"batch_size": ("--batch-size", "-b"), "workers": ("--workers", "-j")}
+_DATA = ("data_dir", "img_size", "val_fraction", "train_samples", "aug")
 
 
-def _flags() -> Any:
-    """Every field of Run as an optional flag. Text throughout: Run itself checks the types and words the errors."""
+def _flags(*names: str) -> Any:
+    """Fields of Run as optional flags. Text throughout: Run itself checks the types and words the errors."""
     fields: dict[str, Any] = {}
-    for name, field in Run.model_fields.items():
-        if name == "method":
-            continue
+    for name in names:
+        field = Run.model_fields[name]
+        annotation: Any = field.annotation
         kind: Any = str
-        if field.annotation is bool:
+        if annotation is bool:
             kind = bool
         elif name == "opt_betas":
             kind = tuple[str, str]
-        elif name == "set" or get_origin(field.annotation) is tuple:
+        elif name == "set" or get_origin(annotation) is tuple:
             kind = list[str]
         note = Parameter(
             name=_SHORT.get(name),
             help=f"{field.description} {_default(field.default)}".strip(),
+            metavar="KEY=VALUE" if name == "set" else _metavar(annotation),
             negative=None if kind is bool else (),
             consume_multiple=name == "decay_milestones",
         )
@@ -58,19 +72,52 @@ def _flags() -> Any:
     return create_model("Flags", **fields)
 
 
+def _metavar(annotation: Any) -> str | None:
+    """`INT`, `sgd|adam|adamw`; None for a switch."""
+    if annotation is bool:
+        return None
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    inside = [kind for kind in get_args(annotation) if kind not in (type(None), ...)] or [annotation]
+    return " ".join({int: "INT", float: "FLOAT", Path: "PATH"}.get(kind, "TEXT") for kind in inside)
+
+
 def _default(value: Any) -> str:
-    shown = isinstance(value, (int, float, str)) or (isinstance(value, tuple) and value)
+    shown = (value is not False and isinstance(value, (int, float, str))) or (isinstance(value, tuple) and value)
     return f"[{' '.join(map(str, value)) if isinstance(value, tuple) else value}]" if shown else ""
 
 
 if TYPE_CHECKING:
     Flags = BaseModel
+    DataFlags = BaseModel
 else:
-    Flags = _flags()
+    Flags = _flags(*(name for name in Run.model_fields if name != "method"))
+    DataFlags = _flags(*_DATA)
 AllFlags = Annotated[Flags, Parameter(name="*")]
+SomeFlags = Annotated[DataFlags, Parameter(name="*")]
+Json = Annotated[bool, Parameter(name="--json", negative=(), help="print JSON instead of a table")]
+Switch = Annotated[bool, Parameter(negative=())]
 
 
-@app.command
+def _given(flags: BaseModel) -> list[str]:
+    return [f"--{flag.replace('_', '-')}" for flag, value in flags if value is not None]
+
+
+def _merged(method: str | None, flags: BaseModel, recipe: Path | None = None, stored: Any = None) -> Run:
+    from teacherless.runs.merge import merge
+
+    return merge(method, dict(flags), recipe, stored)
+
+
+@app.command(
+    help_epilogue=_examples(
+        "train dml --data photos --student resnet18 --out runs/first",
+        "train dml --student resnet8 --student small-cnn,lr=0.05    # two kinds",
+        "train one --data cifar10 --student resnet32 --epochs 200 --amp",
+        "train --recipe dml/cifar100-resnet32x2 --small",
+        "train --out runs/first --resume",
+    )
+)
 def train(
     method: str | None = None,
     /,
@@ -78,8 +125,9 @@ def train(
     flags: AllFlags = Flags(),
     out: Path | None = None,
     recipe: Path | None = None,
-    resume: Annotated[bool, Parameter(negative=())] = False,
-    resume_anyway: Annotated[bool, Parameter(negative=())] = False,
+    resume: Switch = False,
+    resume_anyway: Switch = False,
+    json: Json = False,
 ) -> None:
     """Train METHOD and write a run folder; the last line says which student to ship.
 
@@ -100,32 +148,27 @@ def train(
     if resume and out is None:
         raise InputError("--resume: needs --out, the run folder to go on with")
     stored = (read_json(out / "run.json") if resume and out else None) or {}
-    run = make_run(method, flags, recipe, stored.get("settings"))
+    run = _merged(method, flags, recipe, stored.get("settings"))
     from teacherless.runs.execute import execute
     from teacherless.training.step import tune_allocator
 
     tune_allocator()
     folder = out or default_out(run)
-    result = execute(run, folder, resume=resume, anyway=resume_anyway)
-    summary = result.summary
-    show_summaries([summary])
-    chosen = summary["chosen"]
-    row = summary["students"][chosen]
-    dead = summary.get("dead", [])
-    if dead:
-        print(f"dead, the same logits for every validation image: {', '.join(dead)}; try a lower --lr")
-    if chosen in dead:
-        return
-    print(f"ship {chosen} ({_percent(row.get('test_map', row['test_top1']))} on test): {folder / 'students' / chosen}")
+    summary = execute(run, folder, resume=resume, anyway=resume_anyway, quiet=json).summary
+    if json:
+        show.as_json({**summary, "out": folder})
+    else:
+        show.summary(summary, folder)
 
 
-@app.command
+@app.command(help_epilogue=_examples("plan dml --data photos --student resnet18 --peers 3 --epochs 100"))
 def plan(
     method: str | None = None,
     /,
     *,
     flags: AllFlags = Flags(),
     recipe: Path | None = None,
+    json: Json = False,
 ) -> None:
     """Say what `train` with the same arguments will cost: a few steps, timed and thrown away.
 
@@ -136,30 +179,26 @@ def plan(
     recipe
         one of `teacherless list recipes`, or a TOML file of settings; METHOD and flags beat it.
     """
-    run = make_run(method, flags, recipe)
+    run = _merged(method, flags, recipe)
     from teacherless.runs.plan import Plan
-    from teacherless.study.watch import duration
     from teacherless.training.step import tune_allocator
 
     tune_allocator()
-    found = Plan(run)
-    sizes = ", ".join(f"{name} {count:,}" for name, count in found.students.items())
-    print(f"parameters      {sizes}; helpers that are not shipped {found.helpers:,}")
-    print(f"engine          {found.engine}{', bf16' if run.amp else ''}", flush=True)
-    bill = found.bill()
-    print(f"peak memory     {bill.peak_bytes / 2**30:.2f} GiB")
-    print(f"time            {duration(bill.epoch_seconds)} an epoch ({found.per_epoch} steps of "
-          f"{1000 * bill.step_seconds:.1f} ms); {duration(bill.seconds)} for {found.epochs} epochs")  # fmt: skip
-    print(f"cost            {bill.relative:.2f} times plain training of the first student")
+    show.plan(Plan(run), json)
 
 
-@app.command
+@app.command(
+    help_epilogue=_examples(
+        "compare --data photos --student resnet18 --seeds 5",
+        "compare --methods dml,one --equal-compute --set dml.temperature=2",
+    )
+)
 def compare(
     *,
     flags: AllFlags = Flags(),
     methods: str = "plain,label-smoothing,dml,one,ddgsd",
     seeds: int = 5,
-    equal_compute: Annotated[bool, Parameter(negative=())] = False,
+    equal_compute: Switch = False,
     jobs: int | None = None,
     out: Path | None = None,
     recipe: Path | None = None,
@@ -183,7 +222,7 @@ def compare(
     recipe
         a TOML file of settings; a flag beats it.
     """
-    run = make_run("plain", flags, recipe)
+    run = _merged("plain", flags, recipe)
     if seeds < 1:
         raise InputError(f"--seeds: found {seeds}; must be at least 1")
     if jobs is not None and jobs < 1:
@@ -196,12 +235,12 @@ def compare(
         table = run_comparison(run, names, seeds, folder, equal_compute=equal_compute, jobs=jobs)
     except Stopped as stop:
         raise Stopped(stop.signal, "stopped, and what was done is saved; the same command goes on") from None
-    show_comparison(table)
+    show.comparison(table)
     print("pictures and tables:", folder)
     return 4 if any(found["failed"] for found in table["methods"].values()) else 0
 
 
-@app.command
+@app.command(help_epilogue=_examples("evaluate runs/first", "evaluate runs/first/students/peer0 --data more-photos"))
 def evaluate(
     path: Path,
     /,
@@ -209,7 +248,8 @@ def evaluate(
     data: str | None = None,
     data_dir: Path | None = None,
     split: Literal["val", "test"] = "test",
-    trust_imports: Annotated[bool, Parameter(negative=())] = False,
+    trust_imports: Switch = False,
+    json: Json = False,
 ) -> None:
     """Evaluate a run folder, or one student's folder.
 
@@ -229,14 +269,13 @@ def evaluate(
     from teacherless.runs.results import evaluate_folder
 
     rows = evaluate_folder(path, data=data, data_dir=data_dir, split=split, trust_imports=trust_imports)
-    shown = [key for key in _METRICS if key in next(iter(rows.values()))]
-    table = _table("student", *(_METRICS[key] for key in shown))
-    for name, row in rows.items():
-        table.add_row(name, *(_number(key, row[key]) for key in shown))
-    _show(table)
+    if json:
+        show.as_json(rows)
+    else:
+        show.evaluation(rows)
 
 
-@app.command
+@app.command(help_epilogue=_examples("predict runs/first more-photos", "predict runs/first a.jpg b.jpg --json"))
 def predict(
     student: Path,
     images: list[Path],
@@ -244,7 +283,8 @@ def predict(
     *,
     format: Literal["table", "csv", "json"] = "table",
     top: int = 5,
-    trust_imports: Annotated[bool, Parameter(negative=())] = False,
+    trust_imports: Switch = False,
+    json: Json = False,
 ) -> int:
     """Classes and probabilities of IMAGES, from a shipped student. Exit code 1 if a file could not be read.
 
@@ -265,20 +305,7 @@ def predict(
     from teacherless.runs.predict import predict as run_predict
 
     found = list(run_predict(student_of(student, trust_imports=trust_imports), find(images), top))
-    if format == "json":
-        print(
-            json.dumps([{"path": str(p.path), "classes": p.probabilities, "error": p.error} for p in found], indent=1)
-        )
-    elif format == "csv":
-        rows = csv.writer(sys.stdout)
-        rows.writerow(["path", "class", "probability"])
-        rows.writerows((p.path, name, f"{value:.6f}") for p in found for name, value in p.probabilities.items())
-    else:
-        table = _table("image", "classes, most probable first")
-        for p in found:
-            ranked = "  ".join(f"{name} {100 * value:.1f} %" for name, value in p.probabilities.items())
-            table.add_row(str(p.path), ranked or f"cannot be read: {p.error}")
-        _show(table)
+    show.predictions(found, "json" if json else format)
     bad = [p for p in found if p.error]
     if bad:
         more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
@@ -286,10 +313,8 @@ def predict(
     return 1 if bad else 0
 
 
-@app.command
-def analyse(
-    paths: list[Path], /, *, out: Path | None = None, trust_imports: Annotated[bool, Parameter(negative=())] = False
-) -> None:
+@app.command(help_epilogue=_examples("analyse runs/compare-photos", "analyse runs/first runs/second --out analysis"))
+def analyse(paths: list[Path], /, *, out: Path | None = None, trust_imports: Switch = False) -> None:
     """Why does it help? Entropy, agreement, flat minima, calibration, ... of finished runs: tables and pictures.
 
     Parameters
@@ -307,245 +332,124 @@ def analyse(
     print("pictures and tables:", files[0].parent)
 
 
-@app.command(name="list")
-def list_(
-    kind: Literal["methods", "models", "data", "recipes"],
-    name: str | None = None,
-    /,
-    *,
-    flags: AllFlags = Flags(),
-    show: Path | None = None,
-) -> None:
-    """Show what there is: methods, models, data or recipes; with NAME, all about one.
-
-    With NAME of a method and any flag of train (--student, --set, ...): who would teach whom, and how strongly.
+@lists.command(name="methods", help_epilogue=_examples("list methods dml", "list methods dml --student resnet8"))
+def list_methods(name: str | None = None, /, *, flags: AllFlags = Flags(), json: Json = False) -> None:
+    """The methods; with NAME its card. With NAME and any flag of train: who learns from which term, and how strongly.
 
     Parameters
     ----------
-    kind
-        methods, models, data or recipes.
     name
         one of them.
-    show
-        data NAME: write a picture of training images, two views of each side by side (--aug, --img-size: as in train).
     """
-    given = [flag.replace("_", "-") for flag, value in flags if value is not None]
-    if show is not None and (kind != "data" or name is None):
-        raise InputError("--show: is of `teacherless list data NAME`")
-    if show is not None and name is not None:
-        from teacherless import data
-
-        run = make_run("plain", flags, None)
-        data.contact_sheet(data.load(name, data_dir=run.data_dir, img_size=run.img_size, aug=run.aug), show)
-        return
-    if given and (kind != "methods" or name is None):
-        raise InputError(f"--{given[0]}: is of `teacherless list methods NAME` and of --show")
+    given = _given(flags)
+    if given and name is None:
+        raise InputError(f"{given[0]}: is of `teacherless list methods NAME`")
     if given:
         from teacherless.runs import explain
 
-        explain.show(explain.explain(make_run(name, flags, None)), _console().print)
+        explain.show(explain.explain(_merged(name, flags)), show.console().print)
         return
-    if kind == "recipes":
-        show_recipes(name)
-        return
-    if kind == "methods":
-        from teacherless.methods import METHODS
-
-        cards = {key: sys.modules[value.__module__].__doc__ or "" for key, value in METHODS.items()}
-    elif kind == "models":
-        from teacherless.models import MODELS, describe
-        from teacherless.models.foreign.by_name import is_foreign
-
-        if name and is_foreign(name):
-            print(f"{name}: {describe(name)}")
-            return
-        cards = {key: describe(key) for key in MODELS}
-    else:
-        from teacherless.data import SOURCES
-
-        cards = {key: (value.__doc__ or "").strip() for key, value in SOURCES.items()}
-    if name is None:
-        for key, card in cards.items():
-            first = card.splitlines()[0]
-            print(f"{key:{max(map(len, cards))}}  {first.partition(': ')[2] if kind == 'methods' else first}")
-    elif name in cards and kind == "methods":
-        show_card(cards[name].strip())
-    elif name in cards:
-        print(f"{name}: {cards[name]}")
-    else:
-        raise unknown(kind.rstrip("s") if kind != "data" else "data", name, cards)
-
-
-def make_run(method: str | None, flags: BaseModel, recipe: Path | None, stored: dict[str, Any] | None = None) -> Run:
-    """A flag beats the recipe, the recipe beats what a resumed run was, that beats the default. Raises: InputError."""
     from teacherless.methods import METHODS
 
-    values = as_given(stored or {})
-    if recipe:
-        from teacherless.runs.recipes import load
-
-        found = load(recipe)
-        method = method or found.settings.get("method")
-        read(Run, {"method": method or "plain", **found.settings}, where=f"recipe {recipe.name}: ")
-        values |= found.settings
-        if (
-            found.teacher
-            and method == found.settings["method"]
-            and not any(name == "teacher" and value for name, value in flags)
-        ):
-            raise InputError(f"--teacher: recipe {recipe} reads one, to be trained first: teacherless train "
-                             f"--recipe {found.teacher} --out DIR; then give --teacher DIR")  # fmt: skip
-    given = {name: value for name, value in flags if value is not None}
-    if given.get("small"):
-        values = shrink.settings(values)
-    if "set" in given:
-        given["set"] = {**values.get("set", {}), **_pairs(given["set"])}
-    if "epochs" in given and "steps" not in given:
-        values.pop("steps", None)
-    elif "steps" in given and "epochs" not in given:
-        values.pop("epochs", None)
-    method = method or values.get("method")
-    if method is None:
-        raise InputError("METHOD: is missing; give one of `teacherless list methods`, or a --recipe that names it")
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    run = read(Run, {**values, **given, "method": method})
-    if "student" not in given:
-        refuse_code(run, f"recipe {recipe}" if recipe else "run.json")
-    return run
+    cards = {key: (sys.modules[value.__module__].__doc__ or "").strip() for key, value in METHODS.items()}
+    if name is None:
+        cards = {key: card.partition(": ")[2] for key, card in cards.items()}
+    _show_cards("method", cards, name, json)
 
 
-def _pairs(texts: Sequence[str]) -> dict[str, str]:
-    pairs = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise InputError(f"--set: found {text!r}; must be key=value")
-        pairs[key] = value
-    return pairs
+@lists.command(name="models", help_epilogue=_examples("list models resnet32", "list models timm/resnet18"))
+def list_models(name: str | None = None, /, *, json: Json = False) -> None:
+    """The networks; with NAME all about one, also of timm/NAME, torchvision/NAME and package.module:function.
+
+    Parameters
+    ----------
+    name
+        one of them.
+    """
+    from teacherless.models import MODELS, describe
+    from teacherless.models.foreign.by_name import is_foreign
+
+    names = [name] if name and is_foreign(name) else list(MODELS)
+    _show_cards("model", {key: describe(key) for key in names}, name, json)
 
 
-def show_summaries(summaries: Sequence[dict[str, Any]]) -> None:
-    """Print one row per student and ensemble of every run; * is the chosen student."""
-    every = [row for summary in summaries for row in summary["students"].values()]
-    shown = [key for key in _METRICS if any(row.get(f"test_{key}") is not None for row in every)]
-    table = _table("method", "student", "params", "val top-1 %", *(f"test {_METRICS[key]}" for key in shown))
-    for summary in summaries:
-        rows = dict(summary["students"]) | ({"ensemble": summary["ensemble"]} if summary["ensemble"] else {})
-        for name, row in rows.items():
-            mark = " *" if name == summary["chosen"] else ""
-            params, tested = row.get("params"), [_number(key, row.get(f"test_{key}")) for key in shown]
-            size = "" if params is None else f"{params:,}"
-            table.add_row(summary["method"], name + mark, size, _percent(row["val_top1"]), *tested)
-    _show(table)
+@lists.command(name="data", help_epilogue=_examples("list data photos --aug default+cutmix --show sheet.png"))
+def list_data(
+    name: str | None = None, /, *, flags: SomeFlags = DataFlags(), show: Path | None = None, json: Json = False
+) -> None:
+    """The data sets; with NAME all about one.
 
+    Parameters
+    ----------
+    name
+        one of them; for --show also a folder of images.
+    show
+        write a picture of training images, two views of each side by side.
+    """
+    from teacherless import data
 
-def show_comparison(table: dict[str, Any]) -> None:
-    """Print the table, what several networks give, what inference costs, the verdicts, what intervals are about."""
-    methods = table["methods"]
-    rows = _table("method", f"test {table['metric']} %", "vs plain", "NLL", "ECE %", "train", "seconds", "TFLOP")
-    several = _table("networks", "one of them", "best on validation", "all together", "train")
-    plain = methods.get("plain", {"student": None, "cost": None})
-    for found in table["plain_networks"]:
-        k, cost = found["networks"], found["networks"] * (plain["cost"] or 1)
-        each = ("" if found[key] is None else f"{found[key]:.2f}" for key in ("best", "ensemble"))
-        several.add_row(f"plain, any {k} of {found['of']} seeds", _mean(plain["student"]), *each, f"{cost:.1f}x")
-    sizes: dict[str, list[str]] = {}
-    for name, found in methods.items():
-        d, size, price = found["difference"], found["inference"], f"{found['cost']:.1f}x" if found["cost"] else "-"
-        interval = f" [{d['corrected'][0]:+.2f}, {d['corrected'][1]:+.2f}]" if d and d["corrected"] else ""
-        rows.add_row(
-            name,
-            _mean(found["student"]),
-            f"{d['mean']:+.2f}{interval}" if d else "",
-            *("" if found[key] is None else f"{found[key]['mean']:.3f}" for key in ("nll", "ece")),
-            price,
-            "" if found["train_seconds"] is None else f"{found['train_seconds']:.1f}",
-            "" if found["train_flops"] is None else f"{found['train_flops'] / 1e12:.3g}",
-        )
-        if found["best"] or found["ensemble"]:
-            means = (_mean(found[key]) for key in ("student", "best", "ensemble"))
-            several.add_row(f"{name}, {found['networks']}", *means, price)
-        if size:
-            cost = f"{size['params']:,} parameters, {size['flops'] / 1e6:,.1f} MFLOP"
-            sizes.setdefault(cost, []).append(f"{name} {size['ms']:.2f} ms")
-    _show(rows)
-    if several.row_count:
-        print("Compared is one network: the mean over those trained together. The best of several, or all together, is "
-              "another thing to buy:")  # fmt: skip
-        _show(several)
-    for cost, names in sizes.items():
-        print(f"one image through one network: {cost}; {', '.join(names)}")
-    for name, found in methods.items():
-        if found["verdict"]:
-            print(found["verdict"])
-        for seed, why in found["failed"].items():
-            print(f"{name}, seed {seed} failed: {why}")
-    print(f"mean ± std over seeds; {table['caveat']}.")
-
-
-def _mean(summary: dict[str, Any] | None) -> str:
-    if summary is None:
-        return ""
-    return f"{summary['mean']:.2f}" + ("" if summary["std"] is None else f" ± {summary['std']:.2f}")
-
-
-def _table(*columns: str) -> Table:
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    table = Table(box=SIMPLE)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < 2 and not column.startswith("top") else "right")
-    return table
-
-
-def show_card(card: str) -> None:
-    """Print a method's card; on a terminal with bold headings."""
-    from rich.text import Text
-
-    text = Text(card)
-    text.highlight_regex(r"(?m)\A[^:]+:|^\S.*:$", "bold")
-    _console().print(text, soft_wrap=True)
-
-
-def _show(table: Table) -> None:
-    _console().print(table)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-
-
-def show_recipes(name: str | None) -> None:
-    """All recipes in a table, with the published number and ours; or all about one."""
-    from teacherless.runs import recipes as recipe
-
-    if name is not None:
-        print(recipe.card(recipe.load(name)))
+    if show is not None and name is not None:
+        run = _merged("plain", flags)
+        data.contact_sheet(data.load(name, data_dir=run.data_dir, img_size=run.img_size, aug=run.aug), show)
         return
-    table = _table("recipe", "what", "metric", "published", "ours")
-    for each in map(recipe.load, recipe.names()):
-        published = each.published
-        table.add_row(each.name, published.get("what"), published.get("metric"), recipe.shown(published),
-                      recipe.shown(each.ours))  # fmt: skip
-    _show(table)
+    if given := [*_given(flags), *(["--show"] if show else [])]:
+        raise InputError(f"{given[0]}: is of `teacherless list data NAME --show PICTURE`")
+    cards = {key: (value.__doc__ or "").strip() for key, value in data.SOURCES.items()}
+    _show_cards("data", cards, name, json)
 
 
-_METRICS = {  # in what is shown of a test
-    "top1": "top-1 %", "top5": "top-5 %", "nll": "NLL", "ece": "ECE %", "rank1": "rank-1 %", "rank5": "rank-5 %",
-    "rank10": "rank-10 %", "map": "mAP %", "mq_rank1": "MQ rank-1 %", "mq_map": "MQ mAP %",
-}  # fmt: skip
+@lists.command(name="recipes", help_epilogue=_examples("list recipes dml/cifar100-resnet32x2"))
+def list_recipes(name: str | None = None, /, *, json: Json = False) -> None:
+    """Rows of the papers' tables, with the published number; with NAME all about one.
+
+    Parameters
+    ----------
+    name
+        one of them.
+    """
+    from teacherless.runs import recipes
+
+    found = [recipes.load(each) for each in ([name] if name else recipes.names())]
+    if json:
+        show.as_json([each._asdict() for each in found])
+    elif name:
+        print(recipes.card(found[0]))
+    else:
+        show.recipes(found)
 
 
-def _number(key: str, value: float | None) -> str:
-    return _percent(value) if key != "nll" or value is None else f"{value:.4f}"
+def _show_cards(kind: str, cards: Mapping[str, str], name: str | None, json: bool) -> None:
+    """The first line of each, or the whole of one. Raises: InputError for a name that is none of them."""
+    if name is not None and name not in cards:
+        raise unknown(kind, name, cards)
+    if json:
+        show.as_json({name: cards[name]} if name else {key: card.splitlines()[0] for key, card in cards.items()})
+    elif name is None:
+        show.names(cards)
+    elif kind == "method":
+        show.card(cards[name])
+    else:
+        print(f"{name}: {cards[name]}")
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+@app.command(name="--install-completion")
+def install_completion(*, shell: Literal["bash", "zsh", "fish"] | None = None) -> None:
+    """Complete commands and flags with TAB in your shell.
+
+    Parameters
+    ----------
+    shell
+        which (default: the one this runs in).
+    """
+    try:
+        path = app.install_completion(shell=shell)
+    except Exception as error:
+        raise InputError(f"--install-completion: {error}; give --shell bash, zsh or fish") from None
+    startup = Path(os.environ.get("ZDOTDIR", Path.home())) / ".zshrc"
+    if path.name.startswith("_") and "compinit" not in startup.read_text():  # zsh completes nothing without it
+        with startup.open("a") as file:
+            file.write("autoload -Uz compinit && compinit\n")
+    print(f"completion is in {path}; open a new shell")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -199,7 +199,8 @@ def test_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
         (["methods", "dml", "--peers", "1"], "two peers"),
         (["methods", "kd", "--student", "small-cnn"], "--teacher"),
         (["methods", "--student", "small-cnn"], "--student: is of `teacherless list methods NAME`"),
-        (["data", "digits", "--peers", "2"], "--peers: is of `teacherless list methods NAME`"),
+        (["data", "digits", "--peers", "2"], "Unknown option: --peers"),
+        (["data", "digits", "--aug", "pad4"], "--aug: is of `teacherless list data NAME --show PICTURE`"),
     ],
     ids=str,
 )

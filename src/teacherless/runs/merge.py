@@ -1,0 +1,70 @@
+"""What the user gave, merged once: flags, a recipe, the run that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from teacherless.errors import InputError, unknown
+from teacherless.methods import METHODS
+from teacherless.runs import shrink
+from teacherless.runs.config import Run, as_given, refuse_code
+from teacherless.runs.recipes import Recipe, load
+from teacherless.training.settings import read
+
+
+def merge(
+    method: str | None, flags: Mapping[str, Any], recipe: Path | None = None, stored: Mapping[str, Any] | None = None
+) -> Run:
+    """A flag beats the recipe, the recipe beats what a resumed run was, that beats the default.
+
+    Args:
+        method: what the user named, if anything.
+        flags: fields of `Run` as typed; None for what was not given.
+        recipe: one of ours by name, or a file.
+        stored: the settings in the run.json of the run that goes on.
+
+    Raises: InputError.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    values = as_given(stored or {})
+    if recipe:
+        found = load(recipe)
+        method = method or found.settings.get("method")
+        read(Run, {"method": method or "plain", **found.settings}, where=f"recipe {recipe.name}: ")
+        values |= found.settings
+        _check_teacher(found, method, given)
+    if given.get("small"):
+        values = shrink.settings(values)
+    if "set" in given:
+        given["set"] = {**values.get("set", {}), **_pairs(given["set"])}
+    for one, other in (("epochs", "steps"), ("steps", "epochs")):  # the one that is given replaces the other
+        if one in given and other not in given:
+            values.pop(other, None)
+    method = method or values.get("method")
+    if method is None:
+        raise InputError("METHOD: is missing; give one of `teacherless list methods`, or a --recipe that names it")
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    run = read(Run, {**values, **given, "method": method})
+    if "student" not in given:
+        refuse_code(run, f"recipe {recipe}" if recipe else "run.json")
+    return run
+
+
+def _check_teacher(recipe: Recipe, method: str | None, given: Mapping[str, Any]) -> None:
+    """Raises: InputError where the recipe reads a teacher and none is given."""
+    if recipe.teacher and method == recipe.settings["method"] and not given.get("teacher"):
+        raise InputError(f"--teacher: recipe {recipe.name} reads one, to be trained first: teacherless train "
+                         f"--recipe {recipe.teacher} --out DIR; then give --teacher DIR")  # fmt: skip
+
+
+def _pairs(texts: Iterable[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set: found {text!r}; must be key=value")
+        pairs[key] = value
+    return pairs

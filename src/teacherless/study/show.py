@@ -1,0 +1,209 @@
+"""What the command line prints: tables, cards, JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from teacherless.runs.plan import Plan
+    from teacherless.runs.predict import Prediction
+    from teacherless.runs.recipes import Recipe
+
+METRICS = {
+    "top1": "top-1 %", "top5": "top-5 %", "nll": "NLL", "ece": "ECE %", "rank1": "rank-1 %", "rank5": "rank-5 %",
+    "rank10": "rank-10 %", "map": "mAP %", "mq_rank1": "MQ rank-1 %", "mq_map": "MQ mAP %",
+}  # fmt: skip
+
+
+def console() -> Console:
+    """The terminal's width; where the output goes elsewhere, as wide as a table needs."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str | None]], *, left: int = 1) -> None:
+    """A table whose first `left` columns are text; the first is what one copies, and is never cut."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    shown = Table(box=SIMPLE)
+    for i, column in enumerate(columns):
+        shown.add_column(column, justify="left" if i < left else "right", no_wrap=i == 0)
+    for row in rows:
+        shown.add_row(*row)
+    console().print(shown)
+
+
+def as_json(value: Any) -> None:
+    """JSON; what is no finite number is null."""
+    print(json.dumps(_plain(value), indent=1, default=str))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def number(metric: str, value: float | None) -> str:
+    """A metric's value as it is shown."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if metric == "nll" else f"{value:.2f}"
+
+
+def summary(found: Mapping[str, Any], folder: Path) -> None:
+    """A run's summary, a row per student and one for the ensemble; * and the last line name the student to ship."""
+    students = dict(found["students"])
+    shown = [key for key in METRICS if any(row.get(f"test_{key}") is not None for row in students.values())]
+    if found["ensemble"]:
+        students["ensemble"] = found["ensemble"]
+    rows = []
+    for name, row in students.items():
+        mark = " *" if name == found["chosen"] else ""
+        size = f"{row['params']:,}" if "params" in row else ""
+        tested = [number(key, row.get(f"test_{key}")) for key in shown]
+        rows.append([found["method"], name + mark, size, number("top1", row["val_top1"]), *tested])
+    table(["method", "student", "params", "val top-1 %", *(f"test {METRICS[key]}" for key in shown)], rows, left=2)
+    dead, best = found.get("dead", []), found["chosen"]
+    if dead:
+        print(f"dead, the same logits for every validation image: {', '.join(dead)}; try a lower --lr")
+    if best not in dead:
+        tested = found["students"][best]
+        print(f"ship {best} ({number('top1', tested.get('test_map', tested['test_top1']))} on test): "
+              f"{folder / 'students' / best}")  # fmt: skip
+
+
+def evaluation(found: Mapping[str, Mapping[str, float]]) -> None:
+    """The metrics of every predictor."""
+    shown = [key for key in METRICS if key in next(iter(found.values()))]
+    rows = [[name, *(number(key, row[key]) for key in shown)] for name, row in found.items()]
+    table(["student", *(METRICS[key] for key in shown)], rows)
+
+
+def plan(found: Plan, json: bool = False) -> None:
+    """What a run will cost; what needs no measurement comes first."""
+    from teacherless.study.watch import duration
+
+    if json:
+        known = {key: getattr(found, key) for key in ("students", "helpers", "engine", "epochs", "per_epoch")}
+        return as_json(known | found.bill()._asdict())
+    sizes = ", ".join(f"{name} {count:,}" for name, count in found.students.items())
+    print(f"parameters      {sizes}; helpers that are not shipped {found.helpers:,}")
+    print(f"engine          {found.engine}{', bf16' if found.run.amp else ''}", flush=True)
+    bill = found.bill()
+    print(f"peak memory     {bill.peak_bytes / 2**30:.2f} GiB")
+    print(f"time            {duration(bill.epoch_seconds)} an epoch ({found.per_epoch} steps of "
+          f"{1000 * bill.step_seconds:.1f} ms); {duration(bill.seconds)} for {found.epochs} epochs")  # fmt: skip
+    print(f"cost            {bill.relative:.2f} times plain training of the first student")
+
+
+def comparison(found: Mapping[str, Any]) -> None:
+    """The table, what several networks give, what inference costs, the verdicts, and what the intervals are about."""
+    methods = found["methods"]
+    rows, several = [], []
+    plain = methods.get("plain", {"student": None, "cost": None})
+    for row in found["plain_networks"]:
+        k, cost = row["networks"], row["networks"] * (plain["cost"] or 1)
+        each = ("" if row[key] is None else f"{row[key]:.2f}" for key in ("best", "ensemble"))
+        several.append([f"plain, any {k} of {row['of']} seeds", _mean(plain["student"]), *each, f"{cost:.1f}x"])
+    sizes: dict[str, list[str]] = {}
+    for name, row in methods.items():
+        price = f"{row['cost']:.1f}x" if row["cost"] else "-"
+        rows.append([
+            name,
+            _mean(row["student"]),
+            _difference(row["difference"]),
+            *("" if row[key] is None else f"{row[key]['mean']:.3f}" for key in ("nll", "ece")),
+            price,
+            "" if row["train_seconds"] is None else f"{row['train_seconds']:.1f}",
+            "" if row["train_flops"] is None else f"{row['train_flops'] / 1e12:.3g}",
+        ])  # fmt: skip
+        if row["best"] or row["ensemble"]:
+            means = (_mean(row[key]) for key in ("student", "best", "ensemble"))
+            several.append([f"{name}, {row['networks']}", *means, price])
+        if size := row["inference"]:
+            cost = f"{size['params']:,} parameters, {size['flops'] / 1e6:,.1f} MFLOP"
+            sizes.setdefault(cost, []).append(f"{name} {size['ms']:.2f} ms")
+    columns = ["method", f"test {found['metric']} %", "vs plain", "NLL", "ECE %", "train", "seconds", "TFLOP"]
+    table(columns, rows, left=2)
+    if several:
+        print("Compared is one network: the mean over those trained together. The best of several, or all together, is "
+              "another thing to buy:")  # fmt: skip
+        table(["networks", "one of them", "best on validation", "all together", "train"], several, left=2)
+    for cost, names in sizes.items():
+        print(f"one image through one network: {cost}; {', '.join(names)}")
+    for name, row in methods.items():
+        if row["verdict"]:
+            print(row["verdict"])
+        for seed, why in row["failed"].items():
+            print(f"{name}, seed {seed} failed: {why}")
+    print(f"mean ± std over seeds; {found['caveat']}.")
+
+
+def _difference(found: Mapping[str, Any] | None) -> str:
+    """`+0.09 [-0.73, +0.92]`."""
+    if found is None:
+        return ""
+    interval = found["corrected"]
+    return f"{found['mean']:+.2f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
+
+
+def _mean(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    return f"{found['mean']:.2f}" + ("" if found["std"] is None else f" ± {found['std']:.2f}")
+
+
+def predictions(found: Sequence[Prediction], form: str) -> None:
+    """A row for each image: as a table, csv or json."""
+    if form == "json":
+        as_json([{"path": p.path, "classes": p.probabilities, "error": p.error} for p in found])
+    elif form == "csv":
+        rows = csv.writer(sys.stdout)
+        rows.writerow(["path", "class", "probability"])
+        rows.writerows((p.path, name, f"{value:.6f}") for p in found for name, value in p.probabilities.items())
+    else:
+        table(["image", "classes, most probable first"], map(_ranked, found), left=2)
+
+
+def _ranked(found: Prediction) -> list[str]:
+    ranked = "  ".join(f"{name} {100 * value:.1f} %" for name, value in found.probabilities.items())
+    return [str(found.path), f"cannot be read: {found.error}" if found.error else ranked]
+
+
+def recipes(found: Iterable[Recipe]) -> None:
+    """All recipes, with the published number, and ours where somebody has run one."""
+    from teacherless.runs.recipes import shown
+
+    rows = [[each.name, each.published.get("what"), each.published.get("metric"), shown(each.published),
+             shown(each.ours)] for each in found]  # fmt: skip
+    columns = ["recipe", "what", "metric", "published", "ours"]
+    kept = 5 if any(row[4] != "-" for row in rows) else 4
+    table(columns[:kept], [row[:kept] for row in rows], left=3)
+
+
+def names(cards: Mapping[str, str]) -> None:
+    """A line for each of what there is."""
+    for name, card in cards.items():
+        print(f"{name:{max(map(len, cards))}}  {card.splitlines()[0]}")
+
+
+def card(text: str) -> None:
+    """A method's card; on a terminal with bold headings."""
+    from rich.text import Text
+
+    shown = Text(text)
+    shown.highlight_regex(r"(?m)\A[^:]+:|^\S.*:$", "bold")
+    console().print(shown, soft_wrap=True)

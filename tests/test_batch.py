@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict, namedtuple
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -302,3 +303,36 @@ def test_other_errors_are_not_touched() -> None:
 
     with pytest.raises(RuntimeError, match="a bug of mine"):
         tl.Plain(Broken())(batch())
+
+
+# More than one process ------------------------------------------------------------------------------------------------
+
+
+def two_ranks(rank: int, file: str, case: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    good = data(build("ps-kd"), seed=rank)
+    if case == "ps-kd":
+        method = build("ps-kd")
+        ddp = nn.parallel.DistributedDataParallel(method)
+        rows = good.index[rank::2]
+        for _ in range(2):
+            half = tl.Batch((good.inputs[0][rank::2],), good.labels[rank::2], rows)
+            for out in method.steps(half, tl.progress(epochs=2), ddp):
+                out.loss.backward()
+        assert (method.memory.sum(1) > 0.5).nonzero().flatten().tolist() == rows.tolist()  # its own rows only
+    else:
+        method = build("dml", update="in_turn")
+        ddp = nn.parallel.DistributedDataParallel(method, find_unused_parameters=True)
+        for out in method.steps(tl.Batch(good.inputs, good.labels), tl.progress(epochs=1), ddp):
+            out.loss.backward()
+        norms = [p.grad.norm() for p in method.parameters()]
+        both = [torch.zeros_like(norm) for norm in norms * 2]
+        torch.distributed.all_gather(both[:2], norms[0])
+        assert torch.equal(both[0], both[1])
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("case", ["ps-kd", "dml in turn"])
+def test_inside_distributed_data_parallel(case: str, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(two_ranks, (str(tmp_path / "meet"), case), nprocs=2)

@@ -7,8 +7,10 @@ and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -53,3 +55,13 @@ def short(value: Any) -> str:
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 _SHORT.maxlevel = 3
+
+
+@contextmanager
+def python_names() -> Iterator[None]:
+    """Inside, errors name Python's arguments, `clip_grad`, where the command line's say `--clip-grad`."""
+    try:
+        yield
+    except (InputError, Diverged, Stopped) as error:
+        error.args = (re.sub(r"--([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), str(error)), *error.args[1:])
+        raise

@@ -19,10 +19,12 @@ def call(net: nn.Module, x: Input) -> Tensor:
     args, kwargs = arguments(x)
     try:
         output = net(*args, **kwargs)
-    except TypeError as error:
-        if "argument" not in str(error):
-            raise
-        raise InputError(f"{type(net).__name__}: cannot be called with {_shown(x)}: {error}") from error
+    except (RuntimeError, TypeError) as error:
+        if isinstance(error, TypeError) and "argument" in str(error):
+            raise InputError(f"{type(net).__name__}: cannot be called with {_shown(x)}: {error}") from error
+        if why := _misread(error, x):
+            raise InputError(why) from error
+        raise
     return read_logits(output, getattr(net, "name", type(net).__name__))
 
 
@@ -79,12 +81,17 @@ def reason(error: Exception, batch: Batch) -> str | None:
     text = str(error)
     if "more than 1 value per channel" in text:
         return "data: found a batch of 1 sample; batch norm needs 2 in training: DataLoader(..., drop_last=True)"
-    kinds = {str(leaf.dtype) for x in batch.inputs for leaf in leaves(x)}
-    for kind, cure in (("torch.uint8", "x.float() / 255"), ("torch.float64", "x.float()")):
-        if kind in kinds and isinstance(error, RuntimeError) and "type" in text:
-            return f"data: found inputs of {kind}, which the network does not read; give it {cure}"
     if "out of bounds" in text and batch.labels.dim() == 1:
         return f"data: found class {int(batch.labels.max())}, for which a network has no output"
+    return next(filter(None, (_misread(error, x) for x in batch.inputs)), None)
+
+
+def _misread(error: Exception, x: Input) -> str | None:
+    """Whether a network failed for the input's dtype, in one line."""
+    kinds = {str(leaf.dtype) for leaf in leaves(x)}
+    for kind, cure in (("torch.uint8", "x.float() / 255"), ("torch.float64", "x.float()")):
+        if kind in kinds and isinstance(error, RuntimeError) and "type" in str(error):
+            return f"data: found inputs of {kind}, which the network does not read; give it {cure}"
     return None
 
 

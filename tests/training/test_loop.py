@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 from conftest import batch, tiny
@@ -15,7 +17,7 @@ from torch import nn
 import teacherless as tl
 from teacherless.method import Output
 from teacherless.training.record import Recorder
-from teacherless.training.settings import Settings
+from teacherless.training.settings import Settings, SettingsDict
 from teacherless.training.step import make_optimizer, rate, set_rates, train_step
 
 
@@ -175,8 +177,10 @@ def test_sums_of_a_checkpoint_follow_the_device() -> None:
     """A checkpoint is read to the CPU; what it holds is added to what a step makes on its own device."""
     recorder = Recorder(["student"], 1, None, quiet=True)
     logits = torch.zeros(1, 4, 3, device="meta")
-    saved = {"train/ce": torch.tensor(1.0), "students": torch.ones(3, 1)}
-    recorder.restore(saved, {"count": 4, "seconds": 0.0, "images": 0, "history": [], "spent": 0.0})
+    saved = {"train/ce": torch.tensor(1.0), "students": torch.ones(4, 1)}
+    recorder.restore(
+        saved, {"terms": list(saved), "count": 4, "seconds": 0.0, "images": 0, "history": [], "spent": 0.0}
+    )
     recorder.step(Output({"ce": logits.sum()}, logits), torch.zeros(4, dtype=torch.long, device="meta"))
     assert {value.device.type for value in recorder.sums.values()} == {"meta"}
 
@@ -202,3 +206,79 @@ def test_a_dead_network_is_not_chosen() -> None:
     alone = tl.train(tl.Plain(Mute([0.0] * 5)), [batch(0)], easy, epochs=1, lr=1e-6, quiet=True).summary
     assert (alone["chosen"], alone["dead"]) == ("student", ["student"])
     assert "dead" not in tl.train(tl.Plain(tiny(1)), [batch(0)], easy, epochs=1, quiet=True).summary
+
+
+# For who calls it from Python -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda: tl.train(tiny(0), pairs()), r"method: found a Staged; must be a method, such as tl.Plain\(net\)"),
+    (lambda: tl.train(tl.Plain(tiny(0)), pairs(), lr=-1), "^lr: found -1"),
+    (lambda: tl.train(tl.Plain(tiny(0)), pairs(), clip_grad=0), "^clip_grad: found 0"),
+    (lambda: tl.train(tl.Plain(tiny(0)), pairs(), epochs=1, steps=1), "give epochs or steps, not both"),
+    (lambda: tl.train(tl.Plain(tiny(0)), pairs(), engine="graph"), "^engine: found graph"),
+    (lambda: tl.train(tl.Plain(tiny(0)), iter(pairs()), steps=2), "^steps: the training data has no length"),
+    (lambda: tl.train(tl.Plain(tiny(0)), pairs(), device="gpu"), "^device: found gpu"),
+    (lambda: tl.train(tl.Plain(tiny(0)), pairs(), device="meta"), "^device: found meta"),
+    (lambda: tl.train(tl.DML(tiny(0), tiny(1)), pairs(), per_student={"peer1": {"learning_rate": 0.0}}),
+     "unknown per_student setting of peer1 'learning_rate'"),
+    (lambda: tl.train(tl.DML(tiny(0, classes=4), tiny(1)), [(batch().inputs[0], torch.arange(6) % 4)]),
+     "peers of 4 and 5 classes"),
+    (lambda: tl.train(tl.ONE(tiny(0)), [(x[:1], y[:1]) for x, y in pairs()]), "a batch of 1 sample.*drop_last=True"),
+    (lambda: tl.train(tl.Plain(tiny(0)), [(x.to(torch.uint8), y) for x, y in pairs()]), r"uint8.*x.float\(\) / 255"),
+])  # fmt: skip
+def test_errors_name_pythons_arguments(call: Any, words: str) -> None:
+    with pytest.raises(tl.InputError, match=words) as caught:
+        call()
+    assert "--" not in str(caught.value)
+
+
+def test_arrays_float64_and_mixed_labels() -> None:
+    x, y = np.random.default_rng(0).normal(size=(150, 1, 8, 8)), np.arange(150) % 5
+    result = tl.train(tl.Plain(tiny(0)), (x, y), (x, y), epochs=2, quiet=True)
+    assert result.history[-1]["step"] == 4  # two batches of 64 an epoch
+    mixed = [(torch.from_numpy(x[:20]), torch.eye(5)[torch.from_numpy(y[:20])] * 0.7 + 0.06)]
+    tl.train(tl.DML(tiny(0), tiny(1)), mixed, epochs=1, quiet=True)
+    with pytest.raises(tl.InputError, match="shares of classes; to evaluate, they must be class ids"):
+        tl.train(tl.Plain(tiny(0)), mixed, mixed, epochs=1, quiet=True)
+
+
+def test_on_epoch_sees_every_line_and_ends_the_training(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    run: dict[str, Any] = {"epochs": 5, "quiet": True, "out": tmp_path / "run"}
+
+    def stop(line: Any) -> bool:
+        seen.append(line)
+        return len(seen) == 2
+
+    result = tl.train(tl.Plain(tiny(0)), pairs(), pairs(1), on_epoch=stop, **run)
+    assert seen == result.history and len(seen) == 2
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_result_is_short() -> None:
+    result = tl.train(tl.DML(tiny(0), tiny(1)), pairs(), pairs(1), epochs=2, quiet=True)
+    assert re.fullmatch(r"Result\(dml, 2 epochs; top-1 peer0 [\d.]+, peer1 [\d.]+; out=None\)", repr(result))
+
+
+def test_settings_for_type_checkers_are_the_settings() -> None:
+    fields = get_type_hints(Settings)
+    assert get_type_hints(SettingsDict) == {name: fields[name] for name in Settings.model_fields}
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(tl.InputError, match=r"WORLD_SIZE: found 2 \(torchrun\)"):
+        tl.train(tl.Plain(tiny(0)), pairs(), epochs=1, quiet=True)
+
+
+def test_what_was_put_around_a_peer_is_not_shipped(tmp_path: Path) -> None:
+    inner = tiny(0)
+    inner.stages[1] = torch.compile(inner.stages[1], backend="eager")
+    peers = [torch.compile(inner, backend="eager"), nn.DataParallel(tiny(1)), tiny(2)]
+    tl.train(tl.DML(*peers), pairs(), epochs=1, quiet=True, out=tmp_path / "run")
+    for i, peer in enumerate([inner, peers[1].module, peers[2]]):
+        again = tl.load_student(tmp_path / "run" / "students" / f"peer{i}", net=tiny(9)).net
+        x = batch().inputs[0]
+        with torch.no_grad():
+            assert torch.equal(again.eval()(x), peer.eval()(x))

@@ -37,7 +37,8 @@ Results:
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,6 @@ class PSKD(Method):
     needs_progress = True
     variants: ClassVar[dict[str, dict[str, Any]]] = {"released": {"unseen": "zero"}}
     needs = ("num_samples", "num_classes")
-    memory: Tensor
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class PSKD(Method):
         checks.one_of(("label", "zero"), unseen=unseen)
         self.student, self.alpha, self.unseen = student, alpha, unseen
         like = next(student.parameters(), torch.empty(0))
-        self.register_buffer("memory", like.new_zeros(num_samples, num_classes).requires_grad_(False))
+        self.memory = like.new_zeros(num_samples, num_classes).requires_grad_(False)
 
     def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
         """`ce`: the student learns from the labels. `past`: from what it said an epoch ago. Remembers what it says."""
@@ -98,6 +98,22 @@ class PSKD(Method):
         if self.training:
             self.memory[batch.index] = losses.log_probs(logits.detach()).exp().to(self.memory.dtype)
         return Output({"ce": ((1 - alpha) * ce).mean(), "past": (alpha * soft).mean()}, logits.detach()[None])
+
+    # The memory is no buffer: DistributedDataParallel gives every rank the first one's buffers, and a rank remembers
+    # what it saw itself. As extra state it is in `state_dict`, and it moves as buffers do.
+
+    def get_extra_state(self) -> Tensor:
+        """The memory."""
+        return self.memory
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """The memory, from a `state_dict`."""
+        self.memory.copy_(state)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.memory = fn(self.memory)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def students(self) -> dict[str, nn.Module]:
         """The one network."""

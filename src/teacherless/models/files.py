@@ -34,15 +34,40 @@ def save_student(folder: Path, net: nn.Module, about: dict[str, Any]) -> dict[st
 
     Returns: the SHA-256 of each file. Raises: InputError if one cannot be written.
     """
+    net, tensors = unwrapped(net), own_state(net)
     spec = dict(
         getattr(net, "spec", {"architecture": None, "class": f"{type(net).__module__}.{type(net).__qualname__}"})
     )
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in net.state_dict().items()}
     config = {"architecture": spec.pop("architecture"), "arguments": spec, **about}
     return {
         WEIGHTS: disk.write(folder / WEIGHTS, save(tensors, metadata={"format": "pt"})),
         CONFIG: disk.write_json(folder / CONFIG, config),
     }
+
+
+def unwrapped(net: nn.Module) -> nn.Module:
+    """The network inside what torch.compile, DataParallel and DistributedDataParallel put around it."""
+    while inner := _inside(net):
+        net = net.get_submodule(inner)
+    return net
+
+
+def own_state(net: nn.Module) -> dict[str, Tensor]:
+    """A copy of its state on the CPU, under its own keys: without what was put around the network or its parts."""
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in net.state_dict().items()}
+    for path, module in reversed(list(net.named_modules())):  # the innermost first
+        outer, inner = f"{path}." if path else "", _inside(module)
+        if inner:
+            state = {outer + key[len(outer) :].removeprefix(f"{inner}.") if key.startswith(outer) else key: value
+                     for key, value in state.items()}  # fmt: skip
+    return state
+
+
+def _inside(module: nn.Module) -> str | None:
+    """The child's name in a wrapper."""
+    if "_orig_mod" in module._modules:
+        return "_orig_mod"
+    return "module" if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else None
 
 
 def load_student(folder: Path, net: nn.Module | None = None, *, trust_imports: bool = False) -> Student:

@@ -9,11 +9,12 @@ import contextlib
 import hashlib
 import itertools
 import math
+import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 import teacherless
 from teacherless import disk, losses
 from teacherless.data import as_loader
-from teacherless.errors import ADVICE, Diverged, InputError, Stopped
+from teacherless.errors import ADVICE, Diverged, InputError, Stopped, python_names
 from teacherless.evaluation.metrics import evaluate, evaluating
 from teacherless.method import Batch, Method, Progress, Wants
 from teacherless.methods._parts import Frozen
@@ -30,7 +31,7 @@ from teacherless.network import call
 from teacherless.training import checkpoint, folder
 from teacherless.training.ema import Average
 from teacherless.training.record import Line, Recorder
-from teacherless.training.settings import Settings, read
+from teacherless.training.settings import Settings, SettingsDict, read
 from teacherless.training.step import Engine, make_optimizer, pick_device, rate, set_rates
 from teacherless.training.summary import Search, summarise
 
@@ -43,6 +44,11 @@ class Result(NamedTuple):
     method: Method
     out: Path | None
 
+    def __repr__(self) -> str:
+        rows = self.summary["students"].items()
+        tops = ", ".join(f"{name} {row['val_top1' if row['test_top1'] is None else 'test_top1']}" for name, row in rows)
+        return f"Result({self.summary['method']}, {len(self.history)} epochs; top-1 {tops}; out={self.out})"
+
 
 def train(
     method: Method,
@@ -53,35 +59,42 @@ def train(
     out: Path | str | None = None,
     resume: bool = False,
     per_student: dict[str, dict[str, float]] | None = None,
+    on_epoch: Callable[[Line], bool | None] | None = None,
     quiet: bool = False,
-    **settings: Any,
+    **settings: Unpack[SettingsDict],
 ) -> Result:
     """Train `method`; everything it learns is in it. Seeds torch's global generator with `seed`.
 
     Args:
         method: what is trained.
-        train_data: batches `(x, y)`, `((view1, view2), y)`, dicts or `Batch`; read once per epoch.
+        train_data: batches `(x, y)`, `((view1, view2), y)`, dicts or `Batch`, read once per epoch; or arrays `(X, y)`.
         val_data: picks `chosen`, and the epoch with `select="best"`; read once per epoch.
         test_data: read once, at the end, never for a choice.
         out: a run folder to write; nothing is written without it.
         resume: go on with what `out` holds, to the same bits; the data must come in the same order again.
         per_student: optimizer settings of single students, `{"peer1": {"lr": 0.05}}`.
+        on_epoch: called with every epoch's line, as in metrics.jsonl; True ends the training.
         quiet: print nothing.
         settings: the fields of `teacherless.training.settings.Settings`: epochs, lr, opt, sched, seed, select, …
 
     Raises: InputError for settings and data that cannot be used; Diverged when the loss is not finite; Stopped after
         Ctrl-C or SIGTERM, once the run is saved (without `out` they act as ever).
     """
-    chosen = read(Settings, settings)
-    device = pick_device(chosen.device)
-    pairs = ((train_data, method.wants), (val_data, Wants()), (test_data, Wants()))
-    dtype = next((p.dtype for p in method.parameters() if p.is_floating_point()), None)
-    data = [None if found is None else as_loader(found, wants, device, dtype=dtype, train=found is train_data)
-            for found, wants in pairs]  # fmt: skip
-    if chosen.smoothing:
-        method.smoothing = chosen.smoothing
-    training = Training(method, data[0], data[1], chosen, per_student or {}, Path(out) if out else None, quiet=quiet)
-    return training.to_the_end(data[2], {}, {}, resume=resume)
+    if not isinstance(method, Method):
+        raise InputError(f"method: found a {type(method).__name__}; must be a method, such as tl.Plain(net)")
+    with python_names():
+        chosen = read(Settings, settings)
+        device = pick_device(chosen.device)
+        pairs = ((train_data, method.wants), (val_data, Wants()), (test_data, Wants()))
+        dtype = next((p.dtype for p in method.parameters() if p.is_floating_point()), None)
+        data = [None if found is None else as_loader(found, wants, device, dtype=dtype, train=found is train_data)
+                for found, wants in pairs]  # fmt: skip
+        if chosen.smoothing:
+            method.smoothing = chosen.smoothing
+        folder_or_none = Path(out) if out else None
+        training = Training(method, data[0], data[1], chosen, per_student or {}, folder_or_none, quiet=quiet)
+        training.on_epoch = on_epoch
+        return training.to_the_end(data[2], {}, {}, resume=resume)
 
 
 class Training:
@@ -98,7 +111,13 @@ class Training:
         *,
         quiet: bool = False,
     ) -> None:
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+            raise InputError(f"WORLD_SIZE: found {os.environ['WORLD_SIZE']} (torchrun); every process would train a "
+                             "copy of its own: start one, or write a loop with DistributedDataParallel around the "
+                             "method")  # fmt: skip
         self.method, self.data, self.val, self.settings, self.out = method, data, val, settings, out
+        self.on_epoch: Callable[[Line], bool | None] | None = None
+        self.enough = False  # on_epoch said so
         self.device = pick_device(settings.device)
         self.every = checkpoint.Every(settings.checkpoint_every)
         self.per_student = per_student
@@ -170,9 +189,9 @@ class Training:
         """All phases, all epochs, all batches, from wherever the state stands."""
         with self.recorder, self.engine:
             while True:
-                while self.epoch < self.epochs:
+                while self.epoch < self.epochs and not self.enough:
                     self.one_epoch(signals)
-                if self.phase + 1 == len(self.method.phases):
+                if self.enough or self.phase + 1 == len(self.method.phases):
                     break
                 self._take_what_counts()
                 self.phase += 1
@@ -228,7 +247,8 @@ class Training:
             self._keep_best(values)
         named = {"phase": self.method.phase} if self.method.phase else {}
         lr = float(self.optimizer.param_groups[0]["lr"])
-        self.recorder.epoch(self.phase * self.epochs + self.epoch, self.step, lr, values, **named)
+        line = self.recorder.epoch(self.phase * self.epochs + self.epoch, self.step, lr, values, **named)
+        self.enough = bool(self.on_epoch and self.on_epoch(line))
         self.epoch, self.batch = self.epoch + 1, 0
         if all(math.isfinite(each["nll"]) for each in values.values()):
             self.sound = self._number()

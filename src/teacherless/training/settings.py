@@ -7,7 +7,7 @@ Field descriptions are the command line's help, so a flag is declared in one pla
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -40,7 +40,7 @@ class Settings(BaseModel):
     seed: int = Field(0, ge=0, description="of weights, sample order, distortions")
     select: Literal["last", "best"] = Field("last", description="ship the last epoch, or the best on validation")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights, evaluated and shipped instead; 0: none")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
+    device: str = Field("auto", description="auto, cpu, cuda, or what torch.device reads: cuda:1, mps, xpu")
     engine: Literal["auto", "loop", "threads", "graph"] = Field(
         "auto",
         description="students in turn (loop), one per core (threads), a CUDA graph (graph); auto goes by a fixed rule",
@@ -55,6 +55,33 @@ class Settings(BaseModel):
         if self.steps is not None and {"steps", "epochs"} <= self.model_fields_set:
             raise ValueError("give --epochs or --steps, not both")
         return self
+
+
+class SettingsDict(TypedDict, total=False):
+    """`Settings` as keyword arguments, for type checkers; a test compares the two."""
+
+    epochs: int
+    steps: int | None
+    lr: float
+    opt: Literal["sgd", "adam", "adamw"]
+    momentum: float
+    nesterov: bool
+    opt_betas: tuple[float, float]
+    weight_decay: float
+    clip_grad: float | None
+    sched: Literal["cosine", "step", "constant"]
+    warmup_epochs: int
+    decay_epochs: int | None
+    decay_milestones: tuple[int, ...]
+    decay_rate: float
+    smoothing: float
+    seed: int
+    select: Literal["last", "best"]
+    ema: float
+    device: str
+    engine: Literal["auto", "loop", "threads", "graph"]
+    amp: bool
+    checkpoint_every: str
 
 
 def read(model: type[M], values: Mapping[str, Any], where: str = "") -> M:

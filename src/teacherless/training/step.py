@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from teacherless import losses
-from teacherless.errors import InputError
+from teacherless.errors import InputError, unknown
 from teacherless.method import Batch, Method, Output, Progress
 from teacherless.training.engines import threads
 from teacherless.training.engines.graph import Graph
@@ -58,12 +58,15 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """One optimizer over every group; a student's own lr, weight_decay and momentum beat the run's.
 
-    Raises: InputError for a name that is no group, and for momentum where the optimizer has none.
+    Raises: InputError for a name that is no group, an unknown setting, and for momentum where the optimizer has none.
     """
     names = [group["name"] for group in groups]
     for name, own in per_student.items():
         if name not in names:
             raise InputError(f"per_student: found {name!r}; the groups are {', '.join(names)}")
+        for key in own:
+            if key not in ("lr", "weight_decay", "momentum"):
+                raise unknown(f"per_student setting of {name}", key, ("lr", "weight_decay", "momentum"))
         if "momentum" in own and settings.opt != "sgd":
             raise InputError(f"--student: momentum is of sgd; the optimizer is {settings.opt}")
     groups = [{**group, **per_student.get(group["name"], {})} for group in groups]
@@ -108,10 +111,16 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises: InputError for cuda where there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device: found cuda, but this machine has none; use cpu or auto")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+    """`auto` is CUDA where there is one. Raises: InputError for what torch does not know, or this machine has not."""
+    try:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"--device: found {name}, but this machine has none ({reason}); use cpu or auto") from error
+    if device.type == "meta":
+        raise InputError("--device: found meta, which computes nothing; use cpu or auto")
+    return device
 
 
 # Memory and precision -------------------------------------------------------------------------------------------------

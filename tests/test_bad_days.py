@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from test_checkpoint import flip_a_bit
 from test_cli import fail
 
+import teacherless
 from teacherless.cli import main
+from teacherless.runs.config import Run, new_folder
+from teacherless.training.loop import _commit
 
 SMALL = ["--student", "small-cnn,width=4", "--steps", "3"]
 
@@ -70,3 +78,103 @@ def test_what_blows_up_in_the_last_step_is_not_shipped(
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "run.json", "metrics.jsonl", "checkpoints"}
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
     assert None in line.values()
+
+
+# What a system may lack ----------------------------------------------------------------------------------------------
+
+
+def python(code: str, *argv: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """A process of its own, with `main` at hand."""
+    begin = "import sys\nfrom teacherless.cli import main\n"
+    command = [sys.executable, "-c", begin + code, *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **more)
+
+
+WINDOWS = """
+import errno, os, signal
+for name in ("fcntl", "resource"):
+    sys.modules[name] = None
+for name in ("SIGHUP", "SIGKILL", "SIGUSR1"):
+    delattr(signal, name)
+for name in ("sched_getaffinity", "fork", "setpgrp", "getuid"):
+    delattr(os, name)
+really = os.open
+def opened(path, *args, **more):
+    if os.path.isdir(path):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+    return really(path, *args, **more)
+os.open = opened
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_without_what_only_posix_has(command: str, tmp_path: Path) -> None:
+    where = ["--out", str(tmp_path / "run")] if command == "train" else []
+    done = python(WINDOWS, command, "plain", *SMALL, *where, env={**os.environ, "USERNAME": "someone"})
+    assert done.returncode == 0, done.stderr
+    assert "unknown" in done.stdout or "ship student" in done.stdout
+
+
+def test_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert main(["train", "plain", *SMALL, "--out", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["commit"] is None
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_commit_of_someone_elses_repository_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def commit_of(file: Path) -> str | None:
+        file.parent.mkdir(parents=True)
+        monkeypatch.setattr(teacherless, "__file__", str(file))
+        return _commit()
+
+    for line in ("init", "-c user.name=a -c user.email=a@example.org commit -q --allow-empty -m x"):
+        subprocess.run(["git", *line.split()], cwd=tmp_path, check=True, capture_output=True)
+    assert commit_of(tmp_path / ".venv" / "site-packages" / "teacherless" / "__init__.py") is None
+    assert len(commit_of(tmp_path / "src" / "teacherless" / "__init__.py") or "") == 40, "a checkout of ours"
+
+
+@pytest.mark.parametrize("error", ["ENOLCK", "ENOTSUP"])
+def test_a_file_system_without_locks(
+    error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(getattr(errno, error), os.strerror(getattr(errno, error)))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert main(["train", "plain", *SMALL, "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr()
+    assert (
+        printed.err
+        == f"{tmp_path / 'run'}: this file system has no locks; see to it that no other process writes there\n"
+    )
+    assert "ship student" in printed.out
+
+
+def test_a_run_that_was_stopped_before_it_began(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert "is no run folder; give the whole command again" in fail(capsys, "train", "--out", str(out), "--resume")
+    out.mkdir()
+    (out / ".lock").touch()
+    line = fail(capsys, "train", "--out", str(out), "--resume")
+    assert f"{out} was stopped before it began; give the whole command again" in line
+    assert main(["train", "plain", *SMALL, "--out", str(out), "--resume"]) == 0
+
+
+def test_two_runs_begun_in_the_same_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda _: "20260101-000000")
+    run = Run(method="plain")
+    names = [new_folder(run).name for _ in range(3)]
+    assert names == [f"20260101-000000-plain-digits-s0{end}" for end in ("", "-2", "-3")]
+
+
+def test_smoothing_is_of_one_run(tmp_path: Path) -> None:
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+    method = teacherless.Plain(torch.nn.Linear(3, 2))
+    teacherless.train(method, [(x, y)], epochs=1, smoothing=0.3, quiet=True)
+    assert method.smoothing == 0.0
+    own = teacherless.LabelSmoothing(torch.nn.Linear(3, 2), smoothing=0.2)
+    teacherless.train(own, [(x, y)], epochs=1, quiet=True)
+    assert own.smoothing == 0.2

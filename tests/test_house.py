@@ -33,7 +33,7 @@ MAY: dict[str, set[str]] = {
     "training.checkpoint": {"disk", "errors"},
     "runs": LOW | {"data", "disk", "evaluation", "methods", "models", "schemas", "training"},
     "runs.shrink": set(),
-    "runs.config": {"errors", "runs.shrink", "training.settings"},
+    "runs.config": {"disk", "errors", "runs.shrink", "training.settings"},
     "study": LOW | {"data", "disk", "evaluation", "methods", "models", "runs", "schemas", "training"},
     "study.statistics": {"errors"},
     "study.plots": {"disk", "study.statistics", "study.tables"},

@@ -16,7 +16,7 @@ from pydantic import BaseModel, create_model
 
 import teacherless
 from teacherless.errors import Diverged, InputError, Stopped, unknown
-from teacherless.runs.config import Run, default_out
+from teacherless.runs.config import Run
 from teacherless.study import show
 from teacherless.training.folder import read_json
 
@@ -148,17 +148,19 @@ def train(
     if resume and out is None:
         raise InputError("--resume: needs --out, the run folder to go on with")
     stored = (read_json(out / "run.json") if resume and out else None) or {}
+    if out and resume and not stored and not (method or recipe):
+        why = "was stopped before it began" if (out / ".lock").exists() else "is no run folder"
+        raise InputError(f"--resume: {out} {why}; give the whole command again")
     run = _merged(method, flags, recipe, stored.get("settings"))
     from teacherless.runs.execute import execute
     from teacherless.training.step import tune_allocator
 
     tune_allocator()
-    folder = out or default_out(run)
-    summary = execute(run, folder, resume=resume, anyway=resume_anyway, quiet=json).summary
+    result = execute(run, out, resume=resume, anyway=resume_anyway, quiet=json)
     if json:
-        show.as_json({**summary, "out": folder})
-    else:
-        show.summary(summary, folder)
+        show.as_json({**result.summary, "out": result.out})
+    elif result.out:
+        show.summary(result.summary, result.out)
 
 
 @app.command(help_epilogue=_examples("plan dml --data photos --student resnet18 --peers 3 --epochs 100"))

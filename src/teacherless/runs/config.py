@@ -6,14 +6,17 @@ This module imports no torch: `--help` must answer at once.
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from teacherless import disk
 from teacherless.errors import InputError, names_code
 from teacherless.runs import shrink
 from teacherless.training.settings import Settings
@@ -105,9 +108,15 @@ def as_given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name != "epochs" or "steps" not in given}
 
 
-def default_out(run: Run) -> Path:
-    """`runs/<time>-<method>-<data>-s<seed>`."""
-    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{run.method}-{Path(run.data).name}-s{run.seed}"
+def new_folder(run: Run) -> Path:
+    """Make `runs/<time>-<method>-<data>-s<seed>`, with a number behind it where another run has it already."""
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{run.method}-{Path(run.data).name}-s{run.seed}"
+    for number in itertools.count(1):
+        out = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        with disk.saying(f"--out: cannot write to {str(out)!r}"), suppress(FileExistsError):
+            out.mkdir(parents=True)
+            return out
+    raise AssertionError
 
 
 def literal(value: Any) -> Any:

@@ -10,18 +10,18 @@ import torch
 from teacherless.data import Loader, Source
 from teacherless.method import Wants
 from teacherless.runs.build import build_method, load_source
-from teacherless.runs.config import Run
+from teacherless.runs.config import Run, new_folder
 from teacherless.training.loop import Result, Training
 from teacherless.training.step import pick_device
 from teacherless.training.summary import search_of
 
 
-def execute(run: Run, out: Path, *, resume: bool = False, anyway: bool = False, quiet: bool = False) -> Result:
-    """One run of the command line: build, train, write the folder `out`. Raises: as `train`."""
+def execute(run: Run, out: Path | None, *, resume: bool = False, anyway: bool = False, quiet: bool = False) -> Result:
+    """One run of the command line: build, train, write the folder `out`, or a new one. Raises: as `train`."""
     source = load_source(run)
     method, per_student = build_method(run, source)
     data = loaders(run, source, method.wants, pick_device(run.device))
-    training = Training(method, data[0], data[1], run, per_student, out, quiet=quiet)
+    training = Training(method, data[0], data[1], run, per_student, out or new_folder(run), quiet=quiet)
     search = search_of(source, run.workers, training.device)
     return training.to_the_end(data[2], describe(source), about(source), search, resume=resume, anyway=anyway)
 

@@ -54,9 +54,9 @@ class Term(NamedTuple):
         """What to think about before training; "" for nothing."""
         if 1 / FAR <= self.ratio <= FAR:
             return ""
-        times = (
-            f"{self.ratio:.0f} times larger" if self.ratio > 1 else f"{1 / max(self.ratio, 1e-99):.0f} times smaller"
-        )
+        if self.ratio == 0:
+            return f"{self.name}: has no size at all on this batch"
+        times = f"{self.ratio:.3g} times larger" if self.ratio > 1 else f"{1 / self.ratio:.3g} times smaller"
         return f"{self.name}: {times} than cross-entropy on this batch"
 
 

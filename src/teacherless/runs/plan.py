@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
 import statistics
 import sys
 import time
@@ -32,7 +31,7 @@ class Bill(NamedTuple):
     step_seconds: float
     epoch_seconds: float  # validation included
     seconds: float  # all epochs
-    peak_bytes: int
+    peak_bytes: int | None  # None where the system does not say (Windows)
     relative: float  # to a step of plain training of the first student
 
 
@@ -113,9 +112,13 @@ def _typical(work: Callable[[], object], device: torch.device) -> float:
     return first if first > SLOW else statistics.median(once() for _ in range(TIMED))
 
 
-def _peak(device: torch.device) -> int:
-    """The most bytes held so far, by the process or on the GPU."""
+def _peak(device: torch.device) -> int | None:
+    """The most bytes held so far, by the process or on the GPU; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most

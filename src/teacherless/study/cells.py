@@ -68,7 +68,7 @@ def run_cell(run: Run, folder: Path) -> None:
     tune_allocator()
     with one_thread_each():
         try:
-            execute(run, folder, resume=(folder / ".lock").exists(), quiet=True)
+            execute(run, folder, resume=folder.is_dir(), quiet=True)
         except Diverged as error:
             disk.write_json(folder / "failed.json", {"failed": str(error)})
 

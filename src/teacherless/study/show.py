@@ -103,7 +103,7 @@ def plan(found: Plan, json: bool = False) -> None:
     print(f"parameters      {sizes}; helpers that are not shipped {found.helpers:,}")
     print(f"engine          {found.engine}{', bf16' if found.run.amp else ''}", flush=True)
     bill = found.bill()
-    print(f"peak memory     {bill.peak_bytes / 2**30:.2f} GiB")
+    print(f"peak memory     {'unknown' if bill.peak_bytes is None else f'{bill.peak_bytes / 2**30:.2f} GiB'}")
     print(f"time            {duration(bill.epoch_seconds)} an epoch ({found.per_epoch} steps of "
           f"{1000 * bill.step_seconds:.1f} ms); {duration(bill.seconds)} for {found.epochs} epochs")  # fmt: skip
     print(f"cost            {bill.relative:.2f} times plain training of the first student")

@@ -8,7 +8,7 @@ the checksums show. The two newest are kept. Nothing is ever unpickled.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +16,7 @@ import random
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -245,7 +247,10 @@ class Every:
 
 
 class Signals:
-    """Ctrl-C and SIGTERM ask for a stop after the current step; a second one stops at once."""
+    """Ctrl-C, SIGTERM and SIGHUP ask for a stop after the current step; a second one stops at once.
+
+    One that this process was told to ignore (`nohup`) is ignored.
+    """
 
     def __init__(self) -> None:
         self.asked: int | None = None
@@ -253,8 +258,9 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
+            for number in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")):
+                if number and signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -273,9 +279,16 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises: InputError if another process holds it.
     """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"--out: {str(folder)!r} is in use by another process") from None
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(f"--out: {str(folder)!r} is in use by another process") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+            raise InputError(f"--out: cannot write to {str(folder)!r}: {error.strerror}") from None
+        print(f"{folder}: this file system has no locks; see to it that no other process writes there", file=sys.stderr)
+    try:
         yield
+    finally:
+        lock.release()

@@ -26,7 +26,6 @@ def open_folder(out: Path, resume: bool = False) -> Path:
         raise InputError(f"--out: {str(out)!r} is not a run folder; nothing to resume")
     with disk.saying(f"--out: cannot write to {str(out)!r}"):
         disk.make_folder(out)
-        (out / ".lock").touch()
     return out
 
 

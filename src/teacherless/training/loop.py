@@ -89,12 +89,15 @@ def train(
         dtype = next((p.dtype for p in method.parameters() if p.is_floating_point()), None)
         data = [None if found is None else as_loader(found, wants, device, dtype=dtype, train=found is train_data)
                 for found, wants in pairs]  # fmt: skip
-        if chosen.smoothing:
-            method.smoothing = chosen.smoothing
-        folder_or_none = Path(out) if out else None
-        training = Training(method, data[0], data[1], chosen, per_student or {}, folder_or_none, quiet=quiet)
-        training.on_epoch = on_epoch
-        return training.to_the_end(data[2], {}, {}, resume=resume)
+        own = method.smoothing
+        method.smoothing = chosen.smoothing or own
+        try:
+            where = Path(out) if out else None
+            training = Training(method, data[0], data[1], chosen, per_student or {}, where, quiet=quiet)
+            training.on_epoch = on_epoch
+            return training.to_the_end(data[2], {}, {}, resume=resume)
+        finally:
+            method.smoothing = own
 
 
 class Training:
@@ -451,18 +454,27 @@ def _check_first(students: dict[str, nn.Module], batch: Batch) -> None:
 
 
 def _environment(device: torch.device) -> dict[str, Any]:
-    here = Path(__file__).parent
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     return {
         "versions": {
             "teacherless": teacherless.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "commit": git.stdout.strip() or None,
+        "commit": _commit(),
         "device": str(device),
         "threads": torch.get_num_threads(),
     }
+
+
+def _commit() -> str | None:
+    """The commit of our own checkout; None where the package is installed, in whoever's repository that may be."""
+    here = Path(teacherless.__file__).resolve().parent
+    command = ["git", "rev-parse", "--show-toplevel", "HEAD"]
+    try:
+        root, commit = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return commit if Path(root) / "src" / "teacherless" == here else None
 
 
 def method_name(method: Method) -> str:

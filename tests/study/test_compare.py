@@ -45,8 +45,9 @@ def test_table_and_files(whole: Path, capsys: pytest.CaptureFixture[str]) -> Non
     for row, found in table["methods"].items():
         assert found["student"]["seeds"] == 3
         assert len(found["per_seed"]) == 3
-        assert found["inference"]["params"] == table["methods"]["plain"]["inference"]["params"]
+        assert found["inference"] == table["methods"]["plain"]["inference"], "one architecture is timed once"
         assert found["inference"]["flops"] > 0
+        assert 0 < found["inference"]["low_ms"] <= found["inference"]["ms"] <= found["inference"]["high_ms"]
         assert (found["difference"] is None) == (row == "plain")
         assert found["networks"] == {"plain": 1, "dml": 2, "one": 3}[row]
         assert (found["best"] is None) == (row == "plain")

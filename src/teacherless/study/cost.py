@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 import time
+from collections.abc import Mapping
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,6 +20,15 @@ from teacherless.runs.execute import loaders
 from teacherless.runs.explain import first_rows
 
 SAMPLES = 4  # that a step is counted on
+WARM, ROUNDS = 3, 50  # forwards of each network that are not timed, and that are
+
+
+class Latency(NamedTuple):
+    """Milliseconds of a forward: the median, and what 5 and 95 of 100 stay below."""
+
+    ms: float
+    low_ms: float
+    high_ms: float
 
 
 @torch.no_grad()
@@ -49,12 +60,13 @@ def training_flops(run: Run, source: Source) -> int:
 
 
 @torch.no_grad()
-def latency(net: nn.Module, image: torch.Tensor, runs: int = 30) -> float:
-    """Milliseconds of one forward, the median."""
-    times = []
-    with evaluating([net]):
-        for _ in range(runs + 3):
-            began = time.perf_counter()
-            net(image)
-            times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times[3:])
+def latencies(nets: Mapping[str, tuple[nn.Module, torch.Tensor]], rounds: int = ROUNDS) -> dict[str, Latency]:
+    """What a forward of each network on its image takes: by turns, so that what slows the machine slows them all."""
+    times: dict[str, list[float]] = {name: [] for name in nets}
+    with evaluating([net for net, _ in nets.values()]):
+        for _ in range(WARM + rounds):
+            for name, (net, image) in nets.items():
+                began = time.perf_counter()
+                net(image)
+                times[name].append(1000 * (time.perf_counter() - began))
+    return {name: Latency(*np.percentile(each[WARM:], (50, 5, 95)).tolist()) for name, each in times.items()}

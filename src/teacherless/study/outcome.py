@@ -12,6 +12,7 @@ networks give. The ways overlap, so there is no interval.
 from __future__ import annotations
 
 import csv
+import json
 import math
 import random
 import statistics as stdlib
@@ -32,7 +33,7 @@ from teacherless.runs.config import Run, specs
 from teacherless.study import plots, statistics
 from teacherless.study import tables as analysis
 from teacherless.study.cells import Cell
-from teacherless.study.cost import flops, latency, training_flops
+from teacherless.study.cost import flops, latencies, training_flops
 from teacherless.training.folder import read_lines
 from teacherless.training.step import pick_device
 
@@ -144,10 +145,14 @@ def _summary(values: Mapping[int, float | None]) -> statistics.Summary | None:
 def measure(table: Table, cells: Sequence[Cell]) -> None:
     """Add what needs the networks themselves: the price of training and of inference, and plain's ensembles."""
     source = load_source(cells[0].run)
+    first: dict[str, Cell] = {}  # of each row
+    for cell in cells:
+        if (cell.folder / "summary.json").exists():
+            first.setdefault(cell.row, cell)
+    sizes = _inference(first)
     for row, found in table["methods"].items():
-        cell = next((c for c in cells if c.row == row and (c.folder / "summary.json").exists()), None)
-        found["train_flops"] = training_flops(cell.run, source) if cell else None
-        found["inference"] = _inference(cell) if cell else None
+        found["train_flops"] = training_flops(first[row].run, source) if row in first else None
+        found["inference"] = sizes.get(row)
     plain = [cell for cell in cells if cell.row == "plain" and (cell.folder / "summary.json").exists()]
     if source.test is None or not table["plain_networks"]:
         return
@@ -174,18 +179,30 @@ def _first(cell: Cell) -> Student:
     return load_student(folder, trust_imports=cell.run.trust_imports or read_config(folder)["architecture"] in named)
 
 
-def _inference(cell: Cell) -> Table:
-    """Parameters, FLOPs and single-image latency (CPU, median of 30) of one network trained this way."""
-    net, config = _first(cell)
-    image = torch.zeros(1, config["channels"], *config["input_size"])
-    return {"params": sum(p.numel() for p in net.parameters()), "flops": flops(net, image), "ms": latency(net, image)}
+def _inference(cells: Mapping[str, Cell]) -> dict[str, Table]:
+    """By row: parameters, FLOPs and single-image latency (CPU) of one network trained this way.
+
+    Rows with the same architecture are timed as one: there is nothing that could make them differ.
+    """
+    kinds: dict[str, str] = {}
+    nets: dict[str, tuple[torch.nn.Module, torch.Tensor]] = {}
+    for row, cell in cells.items():
+        net, config = _first(cell)
+        kinds[row] = json.dumps([config[key] for key in ("architecture", "arguments", "channels", "input_size")])
+        nets.setdefault(kinds[row], (net, torch.zeros(1, config["channels"], *config["input_size"])))
+    found = {
+        kind: {"params": sum(p.numel() for p in nets[kind][0].parameters()), "flops": flops(*nets[kind]),
+               **latency._asdict()}
+        for kind, latency in latencies(nets).items()
+    }  # fmt: skip
+    return {row: found[kind] for row, kind in kinds.items()}
 
 
 def write_csv(table: Table, path: Path) -> None:
     """One line per row of the table, then one for each number of plain networks."""
     header = ["method", "seeds", f"test_{table['metric']}", "std", "difference", "low", "high", "p_holm", "nll", "ece",
               "networks", "best_on_validation", "ensemble", "cost", "train_seconds", "train_flops", "params", "flops",
-              "ms", "verdict", "failed"]  # fmt: skip
+              "ms", "low_ms", "high_ms", "verdict", "failed"]  # fmt: skip
     with path.open("w", newline="") as file:
         out = csv.DictWriter(file, header)
         out.writeheader()

@@ -134,8 +134,9 @@ def comparison(found: Mapping[str, Any]) -> None:
             means = (_mean(row[key]) for key in ("student", "best", "ensemble"))
             several.append([f"{name}, {row['networks']}", *means, price])
         if size := row["inference"]:
-            cost = f"{size['params']:,} parameters, {size['flops'] / 1e6:,.1f} MFLOP"
-            sizes.setdefault(cost, []).append(f"{name} {size['ms']:.2f} ms")
+            cost = (f"{size['params']:,} parameters, {size['flops'] / 1e6:,.1f} MFLOP, {size['ms']:.2f} ms "
+                    f"({size['low_ms']:.2f} to {size['high_ms']:.2f})")  # fmt: skip
+            sizes.setdefault(cost, []).append(name)
     columns = ["method", f"test {found['metric']} %", "vs plain", "NLL", "ECE %", "train", "seconds", "TFLOP"]
     table(columns, rows, left=2)
     if several:
@@ -143,7 +144,7 @@ def comparison(found: Mapping[str, Any]) -> None:
               "another thing to buy:")  # fmt: skip
         table(["networks", "one of them", "best on validation", "all together", "train"], several, left=2)
     for cost, names in sizes.items():
-        print(f"one image through one network: {cost}; {', '.join(names)}")
+        print(f"one image through one network: {cost}{': ' + ', '.join(names) if len(sizes) > 1 else ''}")
     for name, row in methods.items():
         if row["verdict"]:
             print(row["verdict"])

@@ -331,7 +331,7 @@ def analyse(paths: list[Path], /, *, out: Path | None = None, trust_imports: Swi
     from teacherless.study.read_runs import analyse as run_analysis
 
     files = run_analysis(paths, out, trust_imports=trust_imports)
-    print("pictures and tables:", files[0].parent)
+    print("open", files[0])
 
 
 @lists.command(name="methods", help_epilogue=_examples("list methods dml", "list methods dml --student resnet8"))

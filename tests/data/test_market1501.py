@@ -83,3 +83,31 @@ def test_a_folder_without_query(market: Path, tmp_path: Path, capsys: pytest.Cap
     assert main(["train", "plain", "--data", "market1501", "--data-dir", str(tmp_path)]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "found no query/" in line and str(tmp_path) in line
+
+
+def test_analyse_where_the_test_is_a_search(market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Entropy and flatness (Figures 3b and 4 of the DML paper) need no test labels, nor validation."""
+    cells = tmp_path / "cells"
+    data = ["--data", "market1501", "--data-dir", str(market), "--val-fraction", "0", "--steps", "2", *FAST[:4]]
+    for seed in "01":
+        for method, more in (("plain", []), ("dml", ["--peers", "3"])):
+            where = ["--seed", seed, "--out", str(cells / f"{method}-s{seed}")]
+            assert main(["train", method, *data, "-b", "8", *more, *where]) == 0
+    capsys.readouterr()
+    assert main(["analyse", str(tmp_path), "--out", str(tmp_path / "found")]) == 0
+    said = {line.partition(":")[0] for line in capsys.readouterr().out.splitlines()}
+    assert {
+        "posteriors",
+        "weight-noise",
+        "unit-direction",
+        "dml-targets",
+        "variance",
+        "cohort-size",
+        "accuracy",
+    } <= said
+    assert not said & {"reliability", "class-gain", "agreement-dml", "features-pca"}, "these need classes on test"
+    per_seed = json.loads((tmp_path / "found" / "accuracy.json").read_text())["per_seed"]["dml"]
+    students = json.loads((cells / "dml-s1" / "summary.json").read_text())["students"].values()
+    assert per_seed["1"] == pytest.approx(sum(row["test_map"] for row in students) / 3)
+    entropy = json.loads((tmp_path / "found" / "posteriors.json").read_text())
+    assert entropy["train"]["dml"]["entropy"] > 0 and entropy["test"]["dml"]["entropy"] > 0

@@ -125,8 +125,9 @@ def all_figures() -> dict[str, Callable[[Path], list[Path]]]:
         "cohort_size": lambda p: plots.cohort_size(cohorts(), p),
         "weight_noise": lambda p: plots.weight_noise({m: flat(0.6 + 0.2 * i) for i, m in enumerate(METHODS)}, p),
         "random_direction": lambda p: plots.random_direction({m: flat(1 + 0.1 * i) for i, m in enumerate(METHODS)}, p),
-        "agreement": lambda p: plots.agreement(analysis.peers(z, y), p),
-        "similarity": lambda p: plots.similarity(analysis.similarity(features), p),
+        "unit_direction": lambda p: plots.unit_direction({m: flat(1 + 0.1 * i) for i, m in enumerate(METHODS)}, p),
+        "agreement": lambda p: plots.agreement(analysis.peers(z, y), "dml", p),
+        "similarity": lambda p: plots.similarity(analysis.similarity(features), "dml", p),
         "reliability": lambda p: plots.reliability(
             {m: analysis.reliability(logits(i, sure[m])[0], y) for i, m in enumerate(METHODS)}, p
         ),

@@ -30,7 +30,7 @@ from teacherless.training.settings import read as read_settings
 
 COMMON: dict[str, Any] = {"epochs": 2, "train_samples": 200, "student": ("small-cnn,width=4",), "lr": 0.2}
 ALWAYS = {"training-curves", "entropy-per-epoch", "posteriors", "reliability", "weight-noise", "random-direction",
-          "consistency", "features-pca", "features-tsne"}  # fmt: skip
+          "unit-direction", "consistency", "features-pca", "features-tsne"}  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,7 +38,14 @@ def _quick() -> Iterator[None]:
     """Fewer samples and draws than a user gets."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("SAMPLES", 60), ("SHOWN", 20), ("DRAWS", 2), ("NOISE", (0.1, 0.2)), ("DISTANCE", (0.5,))):
+        for name, value in (
+            ("SAMPLES", 60),
+            ("SHOWN", 20),
+            ("DRAWS", 2),
+            ("NOISE", (0.1, 0.2)),
+            ("DISTANCE", (0.5,)),
+            ("LENGTH", (0.0, 1.0)),
+        ):
             patch.setattr(module if name == "SAMPLES" else findings, name, value)
         yield
 
@@ -65,7 +72,10 @@ def tables(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     files = analyse([runs, runs / "three"], out, quiet=True)
     assert {f: f.read_bytes() for f in runs.rglob("*") if f.is_file()} == before, "a run was changed"
     assert sorted(files) == sorted(out.iterdir())
-    assert all(f.with_suffix(end) in files for f in files for end in (".json", ".png", ".svg"))
+    assert all(f.with_suffix(end) in files for f in files[1:] for end in (".json", ".png", ".svg"))
+    assert files[0] == out / "index.html"
+    page = files[0].read_text()
+    assert all(f'src="{f.name}"' in page for f in files if f.suffix == ".svg")
     return {f.stem: json.loads(f.read_text()) for f in files if f.suffix == ".json"}
 
 
@@ -87,8 +97,8 @@ def test_tables_agree_with_the_runs(runs: Path, tables: dict[str, Any]) -> None:
     for label, name in (("plain", "plain"), ("dml peers=2", "dml"), ("one", "one")):
         for seed in (0, 1):
             said = summary(runs / "cells" / f"{name}-s{seed}")
-            expected = said["students"][said["chosen"]]["test_top1"]
-            assert tables["accuracy"]["per_seed"][label][str(seed)] == pytest.approx(expected)
+            each = [student["test_top1"] for student in said["students"].values()]
+            assert tables["accuracy"]["per_seed"][label][str(seed)] == pytest.approx(sum(each) / len(each))
     against = tables["dml-against-kd"]
     assert against["differences"].keys() == {"dml peers=2", "dml peers=3"}
     seeds = [against["per_seed"]["dml peers=2"][s] - against["per_seed"]["kd"][s] for s in ("0", "1")]
@@ -133,9 +143,9 @@ def test_one_run_alone(
     folder = tmp_path / "run"
     shutil.copytree(runs / "cells" / "plain-s0", folder)
     assert main(["analyse", str(folder)]) == 0
-    assert {f.stem for f in (folder / "analysis").iterdir()} == ALWAYS
+    assert {f.stem for f in (folder / "analysis").iterdir()} == ALWAYS | {"index"}
     *lines, last = capsys.readouterr().out.splitlines()
-    assert last == f"pictures and tables: {folder / 'analysis'}"
+    assert last == f"open {folder / 'analysis' / 'index.html'}"
     assert {line.partition(":")[0] for line in lines} == ALWAYS
     assert all(len(line) < 200 for line in lines)
 
@@ -185,8 +195,16 @@ def test_labels_say_what_sets_runs_apart() -> None:
         return read_settings(Run, settings)
 
     found = [run(method="dml", seed=0), run(method="dml", seed=1), run(method="plain")]
-    assert module._labels([None] * 3, found) == ["dml", "dml", "plain"]
+    assert module._labels(["dml", "dml", "plain"], found) == ["dml", "dml", "plain"]
     found = [run(method="dml", peers=2), run(method="dml", peers=4, set={"temperature": 2}), run(method="plain", lr=1)]
-    assert module._labels([None] * 3, found) == ["dml peers=2 set=default", "dml peers=4 set=temperature=2", "plain"]
-    assert module._labels(["plain-2x-longer", None], [run(method="plain", epochs=60), run(method="plain")]) == [
+    assert module._labels(["dml", "dml", "plain"], found) == ["dml peers=2", "dml peers=4 temperature=2", "plain"]
+    assert module._labels(["plain-2x-longer", "plain"], [run(method="plain", epochs=60), run(method="plain")]) == [
         "plain-2x-longer", "plain"]  # fmt: skip
+
+
+def test_cohorts_of_one_kind_differ_in_nothing_but_their_number() -> None:
+    same = [{"peers": 2}, {"peers": 3}, {"student": ("resnet8*4",)}, {"student": ("resnet8", "resnet8")}]
+    other = [{"peers": 2, "set": {"weight": 0}}, {"peers": 3, "set": {"mimicry": "dml_e"}}]
+    found = [read_settings(Run, {"method": "dml", "student": ("resnet8",), **each}) for each in same + other]
+    kinds = module._labels(["dml"] * 6, [module._any_number(run) for run in found])
+    assert kinds == ["dml"] * 4 + ["dml weight=0", "dml mimicry=dml_e"]

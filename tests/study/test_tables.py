@@ -297,7 +297,7 @@ def loss(net: nn.Module, batches: list[object]) -> float:
         )
 
 
-@pytest.mark.parametrize("direction", [analysis.relative_noise, analysis.filter_normalised])
+@pytest.mark.parametrize("direction", [analysis.relative_noise, analysis.filter_normalised, analysis.unit_length])
 def test_flatness_against_moving_the_weights(direction: analysis.Direction) -> None:
     net, batches, scales, draws = tiny(0, dtype=torch.float64), [batch(0), batch(1)], [0.0, 0.1, 0.5], 3
     batches = [b._replace(inputs=(b.inputs[0].double(),)) for b in batches]
@@ -306,12 +306,15 @@ def test_flatness_against_moving_the_weights(direction: analysis.Direction) -> N
     by_hand = torch.zeros(draws, len(scales), dtype=torch.float64)
     for draw in range(draws):
         noise = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in net.parameters()]
+        length = math.hypot(*(float(v) for e in noise for v in e.flatten()))
         for i, scale in enumerate(scales):
             moved = copy.deepcopy(net).eval()
             for p, e in zip(moved.parameters(), noise, strict=True):
                 if direction is analysis.relative_noise:
                     rms = math.sqrt(slow.mean(float(v) ** 2 for v in p.detach().flatten()))
                     p.data += scale * rms * e
+                elif direction is analysis.unit_length:
+                    p.data += scale * e / length
                 elif p.dim() > 1:
                     for row, step in zip(p.data, e, strict=True):
                         row += scale * step * math.hypot(*row.flatten().tolist()) / math.hypot(*step.flatten().tolist())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from teacherless import losses
 from teacherless.data import Loader, Source
 from teacherless.data.augment.distort import Augment
-from teacherless.evaluation.metrics import evaluating, predicted
+from teacherless.evaluation.metrics import evaluating
 from teacherless.method import Batch
 from teacherless.methods import METHODS
 from teacherless.methods.one import ONE
@@ -24,14 +25,16 @@ from teacherless.runs.build import build_method
 from teacherless.runs.config import Run
 from teacherless.study import plots, statistics
 from teacherless.study import tables as analysis
+from teacherless.study.outcome import headline
 from teacherless.training import checkpoint
 from teacherless.training.folder import read_lines
 
 NOISE = (0.1, 0.2, 0.3, 0.4, 0.5)  # std, in RMS of each tensor
 DISTANCE = (0.2, 0.4, 0.6, 0.8, 1.0)  # in filter norms
+LENGTH = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)  # of a step in weight space
 DRAWS = 3  # of noise and of directions
 FLAT_SEEDS = 3  # flatness looks at the networks of this many seeds,
-FLAT_BATCHES = 2  # and at this many batches of 256 training images: it evaluates each network 32 times
+FLAT_BATCHES = 2  # and at this many batches of 256 training images: it evaluates each network 51 times
 SHOWN = 500  # samples in a feature map
 
 
@@ -44,27 +47,43 @@ class Sight(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """One run, and what its students make of the data."""
+    """One run, and what its students make of the data.
+
+    Where one network must stand for a run, it is the first with plain's architecture: what validation prefers is
+    another question (see `outcome`).
+    """
 
     label: str
+    kind: str  # its label without how many students it has
     run: Run
     folder: Path
     nets: dict[str, nn.Module]
-    chosen: str  # the student that is shipped
+    like_plain: list[str]  # the students with plain's architecture
+    summary: dict[str, Any]  # summary.json
     train: Loader  # undistorted, at most SAMPLES
     views: Loader  # two distortions of test images, at most SAMPLES
-    test: Loader
+    test: Loader  # validation images where there are no test images; photos of others where persons are searched for
     on_train: dict[str, Tensor]  # logits [N, C] of every student
     on_test: dict[str, Tensor]
     features: dict[str, Tensor]  # [at most SAMPLES, D] on test, of students whose insides have names
     train_labels: Tensor  # [N]
-    test_labels: Tensor
+    test_labels: Tensor  # [N]; of others, no classes
     feature_labels: Tensor
 
     @property
+    def first(self) -> str:
+        """The student that stands for the run."""
+        return self.like_plain[0]
+
+    @property
     def net(self) -> nn.Module:
-        """The shipped student."""
-        return self.nets[self.chosen]
+        """Its network."""
+        return self.nets[self.first]
+
+    @property
+    def accuracy(self) -> float:
+        """Of one network trained this way, percent: on test, or on validation where there is no test."""
+        return fmean(_headline(self.summary["students"][name]) for name in self.like_plain)
 
 
 Groups = dict[str, list[Seen]]  # label -> its runs, by seed; in the order of METHODS, so plain first
@@ -132,13 +151,14 @@ def certainty(groups: Groups, source: Source) -> Iterator[Finding]:
 
 
 def calibration(groups: Groups, source: Source) -> Iterator[Finding]:
-    """Is a student as right as it is sure? The shipped students of all seeds together."""
-    table = {
-        label: analysis.reliability(
-            torch.cat([s.on_test[s.chosen] for s in group]), torch.cat([s.test_labels for s in group])
-        )
-        for label, group in groups.items()
-    }
+    """Is a student as right as it is sure? The students of all seeds together."""
+    if source.reid:
+        return
+    table = {}
+    for label, group in groups.items():
+        each = [(s.on_test[name], s.test_labels) for s in group for name in s.like_plain]
+        logits, labels = (torch.cat(parts) for parts in zip(*each, strict=True))
+        table[label] = analysis.reliability(logits, labels)
     over = {}
     for label, bins in table.items():
         n = sum(b["count"] for b in bins)
@@ -157,14 +177,15 @@ def help_(groups: Groups, source: Source) -> Iterator[Finding]:
         }  # fmt: skip
         if not others:
             continue
-        per_seed = {label: {s.run.seed: _top1(s) for s in groups[label]} for label in (baseline, *others)}
+        per_seed = {label: {s.run.seed: s.accuracy for s in groups[label]} for label in (baseline, *others)}
         differences = statistics.compare(per_seed[baseline], {label: per_seed[label] for label in others})
         verdicts = [statistics.verdict(label, difference) for label, difference in differences.items()]
         table = {"baseline": baseline, "per_seed": per_seed, "differences": differences, "verdicts": verdicts,
                  "caveat": statistics.CAVEAT}  # fmt: skip
-        draw = partial(plots.accuracy, differences, per_seed, baseline=baseline)
+        metric = "mAP" if source.reid else "top-1"
+        draw = partial(plots.accuracy, differences, per_seed, baseline=baseline, metric=metric)
         yield Finding(name, table, draw, f"against {baseline}: {'; '.join(verdicts)}")
-        if baseline == "plain":
+        if baseline == "plain" and not source.reid:
             yield _class_gain(others, base, source.classes)
 
 
@@ -179,10 +200,12 @@ def _class_gain(others: Groups, plain: Mapping[int, Seen], classes: Sequence[str
 
 
 def flat(groups: Groups, source: Source) -> Iterator[Finding]:
-    """How flat the minima are, on training images: Gaussian noise on the weights, and random directions."""
+    """How flat the minima are, on training images: Gaussian noise on the weights, and random directions, in filter
+    norms and (Lan et al. 2018, Figure 4) in absolute units."""
     for name, scales, direction, draw, unit in (
         ("weight-noise", NOISE, analysis.relative_noise, plots.weight_noise, "RMS of noise on every tensor"),
         ("random-direction", DISTANCE, analysis.filter_normalised, plots.random_direction, "filter norms away"),
+        ("unit-direction", LENGTH, analysis.unit_length, plots.unit_direction, "away in a random unit direction"),
     ):
         table = {
             label: analysis.average(
@@ -214,16 +237,16 @@ def together(groups: Groups, source: Source) -> Iterator[Finding]:
         each = [analysis.variance(torch.stack(list(z.values())))["variance"] for z, _ in cohorts]
         spread[name] = {"networks": len(logits), "variance": sum(each) / len(each)}
         file = re.sub(r"[^\w.]+", "-", label)
-        table = analysis.peers(logits, group[0].test_labels)
-        k = len(logits)
-        alike, errors = (_off_diagonal(table[key]) for key in ("agreement", "error_correlation"))
-        says = (f"{name}, {k} networks: the same prediction for {alike:.2f} %, errors correlate {errors:.2f}, "
-                f"their mean gains {table['gain']:+.2f} points")  # fmt: skip
-        yield Finding(f"agreement-{file}", table, partial(plots.agreement, table), says)
-        if len(features) == k:
+        if not source.reid:
+            table = analysis.peers(logits, group[0].test_labels)
+            alike, errors = (_off_diagonal(table[key]) for key in ("agreement", "error_correlation"))
+            says = (f"{name}, {len(logits)} networks: the same prediction for {alike:.2f} %, errors correlate "
+                    f"{errors:.2f}, their mean gains {table['gain']:+.2f} points")  # fmt: skip
+            yield Finding(f"agreement-{file}", table, partial(plots.agreement, table, name), says)
+        if len(features) == len(logits):
             similar = analysis.similarity(features)
             says = f"{name}: mean CKA of the features {_off_diagonal(similar['cka']):.3f}"
-            yield Finding(f"similarity-{file}", similar, partial(plots.similarity, similar), says)
+            yield Finding(f"similarity-{file}", similar, partial(plots.similarity, similar, name), says)
     if spread:
         says = f"variance of the predictions: {_each({k: v['variance'] for k, v in spread.items()}, '{:.5f}')}"
         yield Finding("variance", spread, partial(plots.variance, spread), says)
@@ -232,8 +255,9 @@ def together(groups: Groups, source: Source) -> Iterator[Finding]:
 def sizes(groups: Groups, source: Source) -> Iterator[Finding]:
     """What more networks bring: cohorts of K, against K independent networks and their ensemble."""
     found = [
-        _cohort(s.run.method, s, s.on_test.values(), s.on_train.values())
-        for group in groups.values() for s in group if METHODS[s.run.method].cohort and len(s.nets) > 1
+        _cohort(s.kind, [s], s.summary["ensemble"] and _headline(s.summary["ensemble"]))
+        for group in groups.values() for s in group
+        if METHODS[s.run.method].cohort and len(s.like_plain) == len(s.nets) > 1
     ]  # fmt: skip
     if not found:
         return
@@ -241,14 +265,16 @@ def sizes(groups: Groups, source: Source) -> Iterator[Finding]:
     for k in sorted({1, *(len(cohort["top1"]) for cohort in found)}):
         for first in range(0, len(plain) - k + 1, k):
             some = plain[first : first + k]
-            tested, trained = [s.on_test[s.chosen] for s in some], [s.on_train[s.chosen] for s in some]
-            found.append(_cohort("independent", some[0], tested, trained))
+            logits = {str(i): s.on_test[s.first] for i, s in enumerate(some)}
+            together = None if k == 1 or source.reid else analysis.peers(logits, some[0].test_labels)["ensemble"]
+            found.append(_cohort("independent", some, together))
     rows = analysis.cohort_size(found)
     says = "; ".join(
         f"{row['kind']} K={row['size']}: one network {row['single']:.2f} %"
         + (f", ensemble {row['ensemble']:.2f} %" if row["ensemble"] is not None else "") for row in rows
     )  # fmt: skip
-    yield Finding("cohort-size", rows, partial(plots.cohort_size, rows), says)
+    metric = "mAP" if source.reid else "top-1"
+    yield Finding("cohort-size", rows, partial(plots.cohort_size, rows, metric=metric), says)
 
 
 def targets(groups: Groups, source: Source) -> Iterator[Finding]:
@@ -264,7 +290,7 @@ def targets(groups: Groups, source: Source) -> Iterator[Finding]:
 
 def gate(groups: Groups, source: Source) -> Iterator[Finding]:
     """Whom ONE's gate listens to, in the first run whose checkpoint still has it."""
-    for s in (s for group in groups.values() for s in group if s.run.method == "one"):
+    for s in (s for group in groups.values() for s in group if s.run.method == "one" and not source.reid):
         weights = gate_weights(s, source)
         if weights is not None:
             table = analysis.gates(weights, s.test_labels, len(source.classes))
@@ -306,11 +332,11 @@ def consistency(groups: Groups, source: Source) -> Iterator[Finding]:
 
 
 def maps(groups: Groups, source: Source) -> Iterator[Finding]:
-    """The shipped students' features in the plane, first seed each."""
+    """One student's features in the plane, first seed each."""
     labels = next(iter(groups.values()))[0].feature_labels[:SHOWN]
-    first = {label: group[0].features.get(group[0].chosen) for label, group in groups.items()}
+    first = {label: group[0].features.get(group[0].first) for label, group in groups.items()}
     features = {label: f[:SHOWN] for label, f in first.items() if f is not None and len(f) >= 4}
-    if not features:
+    if not features or source.reid:
         return
     flat = {label: analysis.pca(f, labels) for label, f in features.items()}
     share = {label: 100 * sum(picture["explained"] or []) for label, picture in flat.items()}
@@ -337,30 +363,33 @@ def _on_test(seen: Seen) -> dict[str, Tensor]:
 
 def _independent(group: Sequence[Seen]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Logits and features of one network per seed."""
-    logits = {f"seed {s.run.seed}": s.on_test[s.chosen] for s in group}
-    return logits, {f"seed {s.run.seed}": s.features[s.chosen] for s in group if s.chosen in s.features}
+    logits = {f"seed {s.run.seed}": s.on_test[s.first] for s in group}
+    return logits, {f"seed {s.run.seed}": s.features[s.first] for s in group if s.first in s.features}
 
 
-def _cohort(kind: str, seen: Seen, tested: Iterable[Tensor], trained: Iterable[Tensor]) -> analysis.Cohort:
-    """Of the logits of its networks; the labels are those of any run."""
-    z = torch.stack(list(tested))
-    found = analysis.peers({str(i): each for i, each in enumerate(z)}, seen.test_labels)
-    unsure = [float(losses.entropy(each.double()).mean()) for each in (z, torch.stack(list(trained)))]
-    return {"kind": kind, "top1": found["top1"], "ensemble": found["ensemble"] if len(z) > 1 else None,
+def _cohort(kind: str, runs: Sequence[Seen], ensemble: float | None) -> analysis.Cohort:
+    """The networks of one run, or one each of several."""
+    each = [(s, name) for s in runs for name in (s.nets if len(runs) == 1 else [s.first])]
+    unsure = [fmean(float(losses.entropy(which(s)[name].double()).mean()) for s, name in each)
+              for which in (_on_test, _on_train)]  # fmt: skip
+    return {"kind": kind, "top1": [_headline(s.summary["students"][name]) for s, name in each], "ensemble": ensemble,
             "entropy": unsure[0], "train_entropy": unsure[1]}  # fmt: skip
+
+
+def _headline(row: Mapping[str, Any]) -> float:
+    tested = headline(row)
+    return float(row["val_top1"]) if tested is None else tested
 
 
 def _of(method: str, groups: Groups) -> Groups:
     return {label: group for label, group in groups.items() if group[0].run.method == method}
 
 
-def _top1(seen: Seen) -> float:
-    guess = predicted(seen.on_test[seen.chosen])
-    return 100 * float((guess == seen.test_labels).double().mean())
-
-
 def _per_class(seen: Seen) -> list[float | None]:
-    return analysis.class_accuracy(seen.on_test[seen.chosen], seen.test_labels)
+    found: list[float | None] = analysis.average(
+        [analysis.class_accuracy(seen.on_test[name], seen.test_labels) for name in seen.like_plain]
+    )
+    return found
 
 
 def _off_diagonal(matrix: Sequence[Sequence[float | None]]) -> float:

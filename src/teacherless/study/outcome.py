@@ -229,9 +229,10 @@ def draw(table: Table, cells: Sequence[Cell], out: Path) -> list[Path]:
     differences = {row: found["difference"] for row, found in methods.items() if found["difference"]}
     if differences:
         per_seed = {row: methods[row]["per_seed"] for row in ("plain", *differences)}
-        pictures += plots.accuracy(differences, per_seed, out / "accuracy")
+        pictures += plots.accuracy(differences, per_seed, out / "accuracy", metric=table["metric"])
         known = {row: f["student"] for row, f in methods.items() if f["student"] and f["cost"] is not None}
-        pictures += plots.cost(known, {row: methods[row]["cost"] for row in known}, out / "cost")
+        costs = {row: methods[row]["cost"] for row in known}
+        pictures += plots.cost(known, costs, out / "cost", metric=table["metric"])
     curves: dict[str, list[analysis.Curves]] = {}
     for cell in cells:
         lines = cell.folder / "metrics.jsonl"

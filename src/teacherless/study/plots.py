@@ -1,19 +1,22 @@
 """One function per figure, from the tables of `statistics` and `analysis`.
 
 Every function writes `path` with the endings `.png` and `.svg` and returns the two files. Drawn on `Figure` objects,
-not through pyplot, so nothing global changes. The same table gives the same bytes. Colours are those of Okabe and Ito
-(2008), which people with any colour vision can tell apart; black is always plain, and points differ by marker too.
+not through pyplot, so nothing global changes. The same table gives the same bytes. A method has its own colour and
+marker in every figure: plain is black, the rest are those of Okabe and Ito (2008) and of Tol (2021), which people with
+any colour vision can tell apart; several runs of one method are shades of it.
 """
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
@@ -40,8 +43,12 @@ if TYPE_CHECKING:
 
 Axes = Any  # matplotlib has no types that mypy --strict accepts
 BLACK, GRAY = "#000000", "#999999"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#999933", "#44AA99",
+           "#661100", "#6699CC")  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+PALETTE = dict(zip(("dml", "one", "ddgsd", "label-smoothing", "kd", "ps-kd", "tf-kd", "fitnets", "byot", "frskd",
+                    "cs-kd", "snapshot"), COLOURS, strict=True))  # fmt: skip
+SHADES = (0.0, 0.45, 0.65, 0.25)  # how much white is in the colour of a method's first, second, ... runs
 NAMED_CLASSES = 40  # more are drawn without their names
 COLOURED_CLASSES = 20
 
@@ -52,18 +59,21 @@ def accuracy(
     path: Path,
     *,
     baseline: str = "plain",
+    metric: str = "top-1",
 ) -> list[Path]:
     """Does it help? Left the differences to the baseline with their intervals, right each seed's accuracy.
 
     Args:
         differences: of `statistics.compare`.
-        per_seed: test top-1 in percent by seed, of the baseline and of every method.
+        per_seed: accuracy in percent by seed, of the baseline and of every method.
         path: of the files, without an ending.
         baseline: what the differences are to.
+        metric: what was measured on test.
     """
     plain, names = per_seed[baseline], list(differences)
+    everyone = [*names, baseline]
     figure, (left, right) = _figure(1, 2, width=10, height=1.6 + 0.45 * (len(names) + 1), ratios=(3, 2))
-    look = _look(names)
+    look = _look(everyone)
     for y, name in enumerate(names):
         d, (colour, _) = differences[name], look[name]
         for interval, width in ((d["corrected"], 1.2), (d["interval"], 4)):
@@ -73,19 +83,18 @@ def accuracy(
         left.plot([per_seed[name][s] - plain[s] for s in seeds], [y + 0.22] * len(seeds), ".", color=GRAY, zorder=1)
         left.plot(d["mean"], y, "D", color="white", mec=colour, mew=1.5, ms=7, zorder=3)
     left.axvline(0, color=BLACK, lw=1)
-    _rows(left, names, bottom=len(names))
-    left.set(title=f"difference to {baseline}", xlabel="test top-1, percent points")
+    left.plot(0, len(names), "D", color="white", mec=look[baseline][0], mew=1.5, ms=7, zorder=3)
+    left.set(title=f"difference to {baseline}", xlabel=f"test {metric}, percent points")
     keys = [Line2D([], [], color=BLACK, lw=4, label="95 %, this method alone"),
             Line2D([], [], color=BLACK, lw=1.2, label="widened for all methods (Holm)"),
             Line2D([], [], color=GRAY, lw=0, marker=".", label="one seed")]  # fmt: skip
-    everyone = [*names, baseline]
     for y, name in enumerate(everyone):
         values = list(per_seed[name].values())
-        colour = BLACK if name == baseline else look[name][0]
         right.plot(values, [y] * len(values), ".", color=GRAY, zorder=1)
-        right.plot(sum(values) / len(values), y, "D", color="white", mec=colour, mew=1.5, ms=7, zorder=2)
-    _rows(right, everyone, bottom=len(names))
-    right.set(title="each seed, and the mean", xlabel="test top-1, %")
+        right.plot(sum(values) / len(values), y, "D", color="white", mec=look[name][0], mew=1.5, ms=7, zorder=2)
+    for ax in (left, right):
+        _rows(ax, everyone)
+    right.set(title="each seed, and the mean", xlabel=f"test {metric}, %", xlim=_possible(right.get_xlim()))
     figure.legend(handles=keys, loc="outside lower left", ncols=3, frameon=False, fontsize=8)
     figure.text(0.995, 0.01, CAVEAT, ha="right", fontsize=8, color="#555555")
     return _save(figure, path)
@@ -94,11 +103,12 @@ def accuracy(
 def training_curves(curves: Mapping[str, Sequence[Curves]], path: Path) -> list[Path]:
     """Cross-entropy with the labels and accuracy per epoch, method against plain: `{method: one table per seed}`."""
     figure, axes = _figure(2, 2, width=9, height=6.2)
-    panels = (("train_nll", "training", "cross-entropy, nats"), ("val_nll", "validation", "cross-entropy, nats"),
-              ("train_top1", "training", "top-1, %"), ("val_top1", "validation", "top-1, %"))  # fmt: skip
-    for ax, (key, title, label) in zip(axes, panels, strict=True):
+    panels = [(f"{split}_{key}", f"{title}: {label}") for key, label in
+              (("nll", "cross-entropy, nats"), ("top1", "top-1, %"))
+              for split, title in (("train", "training"), ("val", "validation"))]  # fmt: skip
+    for ax, (key, title) in zip(axes, panels, strict=True):
         _epochs(ax, curves, key)
-        ax.set(title=title, ylabel=label)
+        ax.set(title=title)
         if key.endswith("nll") and ax.lines:
             ax.set_yscale("log", subs=[])
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -118,7 +128,7 @@ def entropy_per_epoch(curves: Mapping[str, Sequence[Curves]], path: Path) -> lis
 
 def top5(posteriors: Mapping[str, Mapping[str, Posterior]], path: Path) -> list[Path]:
     """Mean posterior of the best-ranked classes, `{"train" or "test": {method: table}}`; the first on its own scale."""
-    figure, axes = _figure(len(posteriors), 2, width=9, height=0.6 + 2.9 * len(posteriors), ratios=(1, 3))
+    figure, axes = _figure(len(posteriors), 2, width=10, height=0.6 + 2.9 * len(posteriors), ratios=(1, 3))
     for (first, rest), (split, tables) in zip(zip(axes[::2], axes[1::2], strict=True), posteriors.items(), strict=True):
         look, width = _look(tables), 0.8 / len(tables)
         for i, (name, table) in enumerate(tables.items()):
@@ -128,17 +138,18 @@ def top5(posteriors: Mapping[str, Mapping[str, Posterior]], path: Path) -> list[
             rest.bar([rank + shift for rank in range(2, len(table["top5"]) + 1)], table["top5"][1:], **style)
         first.set(title=f"{split}: rank 1", ylabel="mean posterior", ylim=(0, 1), xticks=[1], xlabel="rank")
         rest.set(title=f"{split}: the next ranks, on a scale of their own", xlabel="rank", xticks=range(2, 6))
-        rest.legend(title="mean entropy", frameon=False, fontsize=8, title_fontsize=8)
+        rest.legend(title="mean entropy", loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8,
+                    title_fontsize=8)  # fmt: skip
     return _save(figure, path)
 
 
-def cohort_size(rows: Sequence[CohortRow], path: Path) -> list[Path]:
+def cohort_size(rows: Sequence[CohortRow], path: Path, *, metric: str = "top-1") -> list[Path]:
     """What more networks bring: one network (± std over networks), their ensemble, and their entropy, against K."""
     figure, (left, right) = _figure(1, 2, width=9.5, height=4.2)
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    look = _look([kind if kind != "independent" else "plain" for kind in kinds])
+    look = _look(kinds)
     for kind in kinds:
-        colour, marker = look["plain" if kind == "independent" else kind]
+        colour, marker = look[kind]
         mine = [row for row in rows if row["kind"] == kind]
         size = [row["size"] for row in mine]
         std = [row["single_std"] or 0.0 for row in mine]
@@ -151,10 +162,12 @@ def cohort_size(rows: Sequence[CohortRow], path: Path) -> list[Path]:
             known = [row for row in mine if row[key] is not None]  # type: ignore[literal-required]
             right.plot([row["size"] for row in known], [row[key] for row in known], style,  # type: ignore[literal-required]
                        color=colour, marker=marker, label=f"{kind}: {split}")  # fmt: skip
-    left.set(title="accuracy", xlabel="networks K", ylabel="test top-1, %")
+    left.set(title="accuracy", xlabel="networks K", ylabel=f"test {metric}, %", ylim=_possible(left.get_ylim()))
     right.set(title="how sure one network is", xlabel="networks K", ylabel="mean posterior entropy, nats")
     right.margins(y=0.1)
     right.set_ylim(bottom=0)
+    if all(row["entropy"] is None and row["train_entropy"] is None for row in rows):
+        _not_logged(right)
     for ax in (left, right):
         ax.set_xticks(sorted({row["size"] for row in rows}))
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False, fontsize=8)
@@ -171,6 +184,11 @@ def random_direction(tables: Mapping[str, Flatness], path: Path) -> list[Path]:
     return _flatness(tables, path, "distance, in filter norms")
 
 
+def unit_direction(tables: Mapping[str, Flatness], path: Path) -> list[Path]:
+    """How flat the minimum is: along random directions of length 1, `{method: table}` of `analysis.unit_length`."""
+    return _flatness(tables, path, "distance in weight space")
+
+
 def _flatness(tables: Mapping[str, Flatness], path: Path, label: str) -> list[Path]:
     figure, (left, right) = _figure(1, 2, width=9, height=3.6)
     for name, (colour, marker) in _look(tables).items():
@@ -185,29 +203,31 @@ def _flatness(tables: Mapping[str, Flatness], path: Path, label: str) -> list[Pa
             low, high = zip(*((m - s, m + s) for m, s in zip(mean, spread, strict=True)), strict=True)
             ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
     left.set(title="rise of the loss", xlabel=label, ylabel="cross-entropy over the start's, nats")
-    right.set(title="accuracy", xlabel=label, ylabel="top-1, %")
+    right.set(title="accuracy", xlabel=label, ylabel="top-1, %", ylim=_possible(right.get_ylim()))
     left.text(0.02, 0.97, "band: ± std over draws", transform=left.transAxes, va="top", fontsize=8, color="#555555")
     return _save(_legend(figure, left), path)
 
 
-def agreement(table: Peers, path: Path) -> list[Path]:
-    """How alike networks predict, and whether they err together."""
+def agreement(table: Peers, name: str, path: Path) -> list[Path]:
+    """How alike the networks of `name` predict, and whether they err together."""
     n = len(table["names"])
     figure, (left, right) = _figure(1, 2, width=4 + 1.5 * n, height=2.1 + 0.65 * n, grid=False)
-    _heatmap(left, table["names"], table["names"], _off_diagonal(table["agreement"]), "{:.1f}")
+    _heatmap(left, table["names"], table["names"], _off_diagonal(table["agreement"]), "{:.1f}", 100)
     left.set(title="same prediction, % of samples")
-    _heatmap(right, table["names"], table["names"], _off_diagonal(table["error_correlation"]), "{:.2f}")
+    _heatmap(right, table["names"], table["names"], _off_diagonal(table["error_correlation"]), "{:.2f}", 1)
     right.set(title="correlation of errors")
-    figure.suptitle(f"ensemble {table['ensemble']:.2f} %, {table['gain']:+.2f} points over one network", fontsize=10)
+    figure.suptitle(
+        f"{name}: ensemble {table['ensemble']:.2f} %, {table['gain']:+.2f} points over one network", fontsize=10
+    )
     return _save(figure, path)
 
 
-def similarity(table: Similarity, path: Path) -> list[Path]:
-    """How alike networks' features are."""
+def similarity(table: Similarity, name: str, path: Path) -> list[Path]:
+    """How alike the features of the networks of `name` are."""
     n = len(table["names"])
     figure, (ax,) = _figure(1, 1, width=2.6 + 0.75 * n, height=1.7 + 0.65 * n, grid=False)
-    _heatmap(ax, table["names"], table["names"], _off_diagonal(table["cka"]), "{:.2f}")
-    ax.set(title="linear CKA of the features")
+    _heatmap(ax, table["names"], table["names"], _off_diagonal(table["cka"]), "{:.2f}", 1)
+    ax.set(title=f"{name}:\nlinear CKA of the features")
     return _save(figure, path)
 
 
@@ -302,9 +322,10 @@ def gates(table: Gates, classes: Sequence[str], path: Path) -> list[Path]:
     m, named = len(table["mean"]), len(classes) <= NAMED_CLASSES
     height = max(3.4, 1.2 + 0.25 * min(len(classes), NAMED_CLASSES))
     figure, (left, right) = _figure(1, 2, width=8.5, height=height)
+    colour = PALETTE["one"]
     for i, (low, first, middle, third, high) in enumerate(table["quantiles"]):
-        left.plot((i, i), (low, high), color=COLOURS[0], lw=1.2)
-        left.plot((i, i), (first, third), color=COLOURS[0], lw=9, solid_capstyle="butt", alpha=0.6)
+        left.plot((i, i), (low, high), color=colour, lw=1.2)
+        left.plot((i, i), (first, third), color=colour, lw=9, solid_capstyle="butt", alpha=0.6)
         left.plot(i, middle, "_", color=BLACK, ms=14, mew=2)
         left.plot(i, table["mean"][i], "D", color="white", mec=BLACK, ms=5)
     left.axhline(1 / m, color=GRAY, lw=1, ls=":")
@@ -313,7 +334,7 @@ def gates(table: Gates, classes: Sequence[str], path: Path) -> list[Path]:
     branches = [f"branch{i}" for i in range(m)]
     left.set_xticks(range(m), branches)
     left.text(-0.55, 1 / m, "equal", fontsize=8, color="#555555", va="bottom")
-    _heatmap(right, list(classes) if named else [], branches, table["per_class"], "{:.2f}" if named else "")
+    _heatmap(right, list(classes) if named else [], branches, table["per_class"], "{:.2f}" if named else "", 1)
     right.grid(False)
     right.set(title="mean weight for each class", ylabel="class" if named else f"{len(classes)} classes")
     return _save(figure, path)
@@ -325,8 +346,9 @@ def variance(tables: Mapping[str, Variance], path: Path) -> list[Path]:
     names = [f"{name}, {table['networks']} networks" for name, table in tables.items()]
     values, look = [table["variance"] for table in tables.values()], _look(tables)
     ax.barh(range(len(names)), values, height=0.6, color=[colour for colour, _ in look.values()])
-    _values(ax, values, "{:.4f}")
+    _values(ax, values, "{:.2g}")
     _rows(ax, names)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.set(title="variance of the networks' predictions", xlabel="sum over classes, mean over test images",
            xlim=(0, 1.2 * max(values)))  # fmt: skip
     return _save(figure, path)
@@ -345,6 +367,7 @@ def consistency(tables: Mapping[str, Consistency], path: Path) -> list[Path]:
         ax.barh(range(len(tables)), values, height=0.6, color=[colour for colour, _ in look.values()])
         _values(ax, values, "{:.3g}")
         _rows(ax, list(tables) if i == 0 else [""] * len(tables))
+        ax.xaxis.set_major_locator(MaxNLocator(3))
         ax.set(title=title, xlabel=label, xlim=(0, 1.25 * (max(values) or 1)))
     return _save(figure, path)
 
@@ -356,7 +379,7 @@ def dml_targets(table: Targets, path: Path) -> list[Path]:
         (left, ("one peer (DML)", "mean of the others (DML_e)"), (table["peer_entropy"], table["target_entropy"])),
         (right, ("DML", "DML_e"), (table["loss_dml"], table["loss_dml_e"])),
     ):
-        ax.barh((0, 1), values, height=0.55, color=COLOURS[:2])
+        ax.barh((0, 1), values, height=0.55, color=[colour for colour, _ in _look(("dml", "dml_e")).values()])
         _values(ax, values, "{:.4f}")
         _rows(ax, names)
         ax.set(xlim=(0, 1.25 * max(values)))
@@ -366,8 +389,10 @@ def dml_targets(table: Targets, path: Path) -> list[Path]:
     return _save(figure, path)
 
 
-def cost(summaries: Mapping[str, Summary], costs: Mapping[str, float], path: Path) -> list[Path]:
-    """At what price: test top-1 (± std over seeds) against training cost relative to plain."""
+def cost(
+    summaries: Mapping[str, Summary], costs: Mapping[str, float], path: Path, *, metric: str = "top-1"
+) -> list[Path]:
+    """At what price: test accuracy (± std over seeds) against training cost relative to plain."""
     figure, (ax,) = _figure(1, 1, width=6.5, height=4)
     look = _look(summaries)
     for i, name in enumerate(sorted(summaries, key=lambda name: costs[name])):
@@ -378,7 +403,8 @@ def cost(summaries: Mapping[str, Summary], costs: Mapping[str, float], path: Pat
         ax.annotate(name, (costs[name], s["mean"]), (7, -13 if i % 2 else 6), textcoords="offset points",
                     color=colour, fontsize=9)  # fmt: skip
     ax.margins(x=0.18, y=0.12)
-    ax.set(title="accuracy against cost", xlabel="training cost, plain = 1", ylabel="test top-1, % (± std over seeds)")
+    ax.set(title="accuracy against cost", xlabel="training cost, plain = 1",
+           ylabel=f"test {metric}, % (± std over seeds)", ylim=_possible(ax.get_ylim()))  # fmt: skip
     return _save(figure, path)
 
 
@@ -409,11 +435,27 @@ def _save(figure: Figure, path: Path) -> list[Path]:
     return files
 
 
-def _look(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Each name's colour and marker: plain is black."""
-    others = [name for name in names if name not in ("plain", "plain (independent)")]
-    look = {name: (COLOURS[i % len(COLOURS)], MARKERS[1:][i % (len(MARKERS) - 1)]) for i, name in enumerate(others)}
-    return {name: look.get(name, (BLACK, MARKERS[0])) for name in names}
+def _look(names: Iterable[str]) -> dict[str, tuple[Any, str]]:
+    """Each name's colour and marker: those of its method; several of one method are told apart by shade and marker."""
+    look: dict[str, tuple[Any, str]] = {}
+    seen: dict[str, int] = {}
+    for name in names:
+        known = [each for each in ("plain", *PALETTE) if name.startswith(each)]
+        method = "plain" if name == "independent" else max(known, key=len, default=name)
+        again = seen[method] = seen.get(method, -1) + 1
+        number = list(PALETTE).index(method) if method in PALETTE else zlib.crc32(method.encode()) % len(COLOURS)
+        white = SHADES[again % len(SHADES)]
+        colour = BLACK if method == "plain" else COLOURS[number]
+        marker = MARKERS[(again if method == "plain" else 1 + number + again) % len(MARKERS)]
+        look[name] = tuple(white + (1 - white) * part for part in to_rgb(colour)), marker
+    return look
+
+
+def _possible(limits: tuple[float, float]) -> tuple[float, float]:
+    """The limits of an axis of percentages, with room for a marker at 0 or 100."""
+    low, high = limits
+    room = 0.03 * (min(high, 100) - max(low, 0))
+    return max(low, -room), min(high, 100 + room)
 
 
 def _legend(figure: Figure, ax: Axes) -> Figure:
@@ -442,18 +484,24 @@ def _epochs(ax: Axes, curves: Mapping[str, Sequence[Curves]], key: str) -> None:
     ax.set(xlabel="epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not ax.lines:
-        ax.text(0.5, 0.5, "not logged", transform=ax.transAxes, ha="center", color="#555555")
+        _not_logged(ax)
+
+
+def _not_logged(ax: Axes) -> None:
+    ax.text(0.5, 0.5, "not logged", transform=ax.transAxes, ha="center", color="#555555")
 
 
 def _heatmap(
-    ax: Axes, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], text: str
+    ax: Axes,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    text: str,
+    most: float,
 ) -> None:
-    """A matrix with its numbers; what does not exist is a dash on white."""
+    """A matrix with its numbers, coloured from 0 to `most`; what does not exist is a dash on white."""
     shown = [[math.nan if v is None else v for v in row] for row in values]
-    known = [v for row in shown for v in row if math.isfinite(v)] or [0.0]
-    low, high = min(known), max(known)
-    room = 0.0 if high > low else 1.0  # of one value the middle colour
-    ax.imshow(shown, cmap="cividis", vmin=low - room, vmax=high + room, aspect="auto")
+    ax.imshow(shown, cmap="cividis", vmin=0, vmax=most, aspect="auto")
     long = max(map(len, columns)) > 10
     ax.set_xticks(range(len(columns)), columns, rotation=30 if long else 0, ha="right" if long else "center")
     ax.set_yticks(range(len(rows)), rows)
@@ -461,7 +509,7 @@ def _heatmap(
     if text:
         for y, row in enumerate(shown):
             for x, v in enumerate(row):
-                dark = math.isfinite(v) and v < (low + high) / 2
+                dark = math.isfinite(v) and v < most / 2
                 ax.text(x, y, text.format(v) if math.isfinite(v) else "–", ha="center", va="center", fontsize=8,
                         color="white" if dark else BLACK)  # fmt: skip
 
@@ -471,10 +519,10 @@ def _off_diagonal(matrix: Sequence[Sequence[float | None]]) -> list[list[float |
     return [[None if i == j else v for j, v in enumerate(row)] for i, row in enumerate(matrix)]
 
 
-def _rows(ax: Axes, names: Sequence[str], bottom: int | None = None) -> None:
+def _rows(ax: Axes, names: Sequence[str]) -> None:
     """Names down the y axis, the first on top."""
     ax.set_yticks(range(len(names)), names)
-    ax.set_ylim((len(names) - 1 if bottom is None else bottom) + 0.6, -0.6)
+    ax.set_ylim(len(names) - 0.4, -0.6)
     ax.grid(False, axis="y")
 
 

@@ -1,14 +1,16 @@
 """analyse: from run folders to every analysis that applies to them.
 
-Each gives a table (JSON), a figure (PNG and SVG) and one line on what it shows. Nothing is trained or chosen here: the
-test set explains a result, it does not make one. Runs of one method and the same settings are one label over several
-seeds; where one network must stand for a run, it is the shipped one.
+Each gives a table (JSON), a figure (PNG and SVG) and one line on what it shows; index.html has them all on one page.
+Nothing is trained or chosen here: the test set explains a result, it does not make one. Runs of one method and the same
+settings are one label over several seeds.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ from teacherless.methods import METHODS
 from teacherless.runs.build import load_source
 from teacherless.runs.config import Run
 from teacherless.runs.stored import read_run
-from teacherless.study.findings import KINDS, Groups, Seen, look
+from teacherless.study.findings import KINDS, Finding, Groups, Seen, look
+from teacherless.study.outcome import comparable
 from teacherless.training.folder import read_json
 from teacherless.training.step import pick_device
 
@@ -44,7 +47,7 @@ def analyse(
         trust_imports: import the code that a student's config.json names (`package.module:function`).
         quiet: do not print the lines.
 
-    Returns: the files written.
+    Returns: the files written, index.html first.
     Raises: InputError for folders that hold no finished run, and for runs on different data.
     """
     groups, source = read(paths, trust_imports)
@@ -53,14 +56,28 @@ def analyse(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out: cannot write to {str(out)!r}: {error.strerror}") from None
-    files = []
+    files, shown = [out / "index.html"], []
     for kind in KINDS:
         for found in kind(groups, source):
+            shown.append(found)
             disk.write_json(out / f"{found.name}.json", found.table)
             files += [out / f"{found.name}.json", *found.draw(out / found.name)]
             if not quiet:
                 print(f"{found.name}: {found.says}", flush=True)
+    files[0].write_text(_index(source, shown))
     return files
+
+
+def _index(source: Source, shown: Sequence[Finding]) -> str:
+    """All figures on one page, each with what it shows."""
+    parts = "".join(
+        f'<h2 id="{found.name}">{found.name}</h2><p>{escape(found.says)} (<a href="{found.name}.json">table</a>)</p>'
+        f'<img src="{found.name}.svg" alt="{found.name}">\n' for found in shown
+    )  # fmt: skip
+    links = " · ".join(f'<a href="#{found.name}">{found.name}</a>' for found in shown)
+    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(source.name)}, analysed</title>'
+            "<style>body{font:16px sans-serif;max-width:60em;margin:2em auto}img{max-width:100%}</style>\n"
+            f"<h1>{escape(source.name)}, analysed</h1><p>{links}</p>\n{parts}</html>\n")  # fmt: skip
 
 
 # What is there -------------------------------------------------------------------------------------------------------
@@ -72,16 +89,18 @@ def read(paths: Sequence[Path], trust_imports: bool = False) -> tuple[Groups, So
     if not named:
         raise InputError(f"{paths[0] if paths else 'analyse'}: holds no finished run")
     loaded = [_load(folder, trust_imports) for _, folder in named]
-    labels = _labels([name for name, _ in named], [run for run, _, _ in loaded])
+    found = [run for run, _, _ in loaded]
+    labels = _labels([name or run.method for (name, _), run in zip(named, found, strict=True)], found)
+    kinds = _labels([run.method for run in found], [_any_number(run) for run in found])
     source = load_source(loaded[0][0])
     for (_, folder), (_, _, fingerprint) in zip(named, loaded, strict=True):
         if fingerprint != source.fingerprint:
             raise InputError(f"{folder}: was trained on other data than what {named[0][1]} names ({source.name})")
-    if (source.test or source.val) is None:
+    if (source.test or source.val or source.reid) is None:
         raise InputError(f"{source.name}: has neither test nor validation data to look at")
     groups: Groups = {}
-    for label, (_, folder), (run, students, _) in zip(labels, named, loaded, strict=True):
-        groups.setdefault(label, []).append(_see(label, run, folder, students, source))
+    for label, kind, (_, folder), (run, students, _) in zip(labels, kinds, named, loaded, strict=True):
+        groups.setdefault(label, []).append(_see(label, kind, run, folder, students, source))
     for label, group in groups.items():
         group.sort(key=lambda seen: seen.run.seed)
         for a, b in pairwise(group):
@@ -114,30 +133,33 @@ def _load(folder: Path, trust_imports: bool) -> tuple[Run, dict[str, Any], str]:
     return run, students, about["data"]["fingerprint"]
 
 
-def _labels(names: Sequence[str | None], found: Sequence[Run]) -> list[str]:
+def _labels(bases: Sequence[str], found: Sequence[Run]) -> list[str]:
     """A cell's row or a run's method, and whatever sets its runs apart from others of that name."""
-    bases = [name or run.method for name, run in zip(names, found, strict=True)]
-    settings = [run.model_dump(mode="json", exclude={"seed", "data_dir", "device"}) for run in found]
+    settings = [run.model_dump(mode="json", exclude={"seed", "data_dir", "device", "set"}) | run.set for run in found]
     labels = []
     for base, own in zip(bases, settings, strict=True):
         others = [other for name, other in zip(bases, settings, strict=True) if name == base]
-        apart = [f"{key}={_short(value)}" for key, value in own.items() if any(o[key] != value for o in others)]
+        apart = [f"{key}={_short(value)}" for key, value in own.items() if any(o.get(key) != value for o in others)]
         labels.append(" ".join([base, *apart]))
     return labels
 
 
+def _any_number(run: Run) -> Run:
+    """The run without how many students it has: each kind of them once."""
+    kinds = dict.fromkeys(re.sub(r"\*\d+", "", text) for text in run.student)
+    return run.model_copy(update={"peers": None, "student": tuple(kinds)})
+
+
 def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        return ",".join(f"{k}={v}" for k, v in value.items()) or "default"
     return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _see(label: str, run: Run, folder: Path, students: Mapping[str, Any], source: Source) -> Seen:
+def _see(label: str, kind: str, run: Run, folder: Path, students: Mapping[str, Any], source: Source) -> Seen:
     device = pick_device("auto")
     nets = {name: student.net.to(device) for name, student in students.items()}
     config = next(iter(students.values())).config
     make: dict[str, Any] = {"mean": config["mean"], "std": config["std"], "device": device, "workers": run.workers}
-    test = source.test or source.val
+    test = source.test or (source.reid.query.split if source.reid else source.val)
     assert test is not None
     some = test.take(_sample(len(test)))
     train = Loader(source.train.take(_sample(len(source.train))), batch_size=256, **make)
@@ -150,8 +172,9 @@ def _see(label: str, run: Run, folder: Path, students: Mapping[str, Any], source
     labels = [next(iter(each.values())).labels for each in sights]
     summary = read_json(folder / "summary.json")
     assert summary is not None
+    like_plain = list(comparable(run, summary))
     return Seen(
-        label, run, folder, nets, summary["chosen"], train, views, whole, on_train, on_test, features, *labels
+        label, kind, run, folder, nets, like_plain, summary, train, views, whole, on_train, on_test, features, *labels
     )  # fmt: skip
 
 

@@ -332,29 +332,40 @@ def dml_targets(logits: Tensor, labels: Tensor) -> Targets:
     }
 
 
-Direction = Callable[[Tensor, Tensor], Tensor]  # (weight, standard normal noise of its shape) -> the step at scale 1
+Weights = Mapping[str, Tensor]
+Direction = Callable[[Weights, Weights], Weights]  # (weights, standard normal noise) -> the step at scale 1
 
 
-def relative_noise(weight: Tensor, noise: Tensor) -> Tensor:
-    """Gaussian noise with the RMS of the tensor as its standard deviation: scale 0.1 is a tenth of a typical weight.
+def relative_noise(weights: Weights, noise: Weights) -> Weights:
+    """Gaussian noise with the RMS of each tensor as its standard deviation: scale 0.1 is a tenth of a typical weight.
 
     Zhang et al. 2018, Figure 3b, adds noise of std 0.1 to 1 to every weight without saying in which unit; it cannot be
     absolute, since 1.0 would leave nothing of a network.
     """
-    return noise * weight.square().mean().sqrt()
+    return {name: noise[name] * w.square().mean().sqrt() for name, w in weights.items()}
 
 
-def filter_normalised(weight: Tensor, noise: Tensor) -> Tensor:
+def filter_normalised(weights: Weights, noise: Weights) -> Weights:
     """A random direction in which every filter (row) is as long as the weight's; none for vectors (Li et al. 2018).
 
     Biases and batch-norm parameters stay as they are, as in section 4 there.
     """
-    if weight.dim() < 2:
-        return torch.zeros_like(weight)
-    axes = tuple(range(1, weight.dim()))
-    ours, its = (torch.linalg.vector_norm(x, dim=axes, keepdim=True) for x in (weight, noise))
-    step: Tensor = noise * ours / its
-    return step
+
+    def step(weight: Tensor, noise: Tensor) -> Tensor:
+        if weight.dim() < 2:
+            return torch.zeros_like(weight)
+        axes = tuple(range(1, weight.dim()))
+        ours, its = (torch.linalg.vector_norm(x, dim=axes, keepdim=True) for x in (weight, noise))
+        found: Tensor = noise * ours / its
+        return found
+
+    return {name: step(w, noise[name]) for name, w in weights.items()}
+
+
+def unit_length(weights: Weights, noise: Weights) -> Weights:
+    """A random direction of length 1 over all parameters together (Lan et al. 2018, section 4.6, distances 0 to 5)."""
+    length = torch.stack([each.norm() for each in noise.values()]).norm()
+    return {name: each / length for name, each in noise.items()}
 
 
 class Flatness(TypedDict):
@@ -390,10 +401,13 @@ def flatness(
     with evaluating([net]):
         start_loss, start_top1 = _at(net, weights, batches)
         for draw in range(draws):
-            step = {
-                name: direction(w, torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w))
-                for name, w in weights.items()
-            }
+            step = direction(
+                weights,
+                {
+                    name: torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w)
+                    for name, w in weights.items()
+                },
+            )
             for i, scale in enumerate(scales):
                 moved = {name: w + scale * step[name] for name, w in weights.items()}
                 loss[draw, i], top1[draw, i] = _at(net, moved, batches)

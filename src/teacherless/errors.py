@@ -7,10 +7,12 @@ and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import importlib
 import re
 import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 
@@ -65,3 +67,44 @@ def python_names() -> Iterator[None]:
     except (InputError, Diverged, Stopped) as error:
         error.args = (re.sub(r"--([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), str(error)), *error.args[1:])
         raise
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line: `RuntimeError: operator torchvision::nms does not exist`."""
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}".removesuffix(": ")
+
+
+def extra(package: str, wanted_by: str, *, name: str | None = None) -> Any:
+    """Import an optional package.
+
+    Args:
+        package: the module.
+        wanted_by: what the user asked for, as it begins the error.
+        name: of the extra, where it is another than the package's.
+
+    Raises: InputError that says what is wrong and the line that mends it: the package is missing, or broken; of
+        torchvision (which timm imports too) that is a build that does not match torch's.
+    """
+    mend = f"pip install 'teacherless[{name or package}]'"
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{wanted_by}: {error.name or package} is not installed; {mend}") from error
+    except Exception as error:  # a broken install raises anything
+        why = first_line(error)
+        if package in ("timm", "torchvision"):
+            raise InputError(
+                f"{wanted_by}: {_installed('torchvision')} and {_installed('torch')} are builds that do not match "
+                f"({why}); install both anew: pip uninstall -y torch torchvision && pip install torch torchvision "
+                "(builds like +cpu: from the index that pytorch.org/get-started names)"
+            ) from error
+        raise InputError(
+            f"{wanted_by}: {package} is broken ({why}); install it anew: pip uninstall -y {package}; {mend}"
+        ) from error
+
+
+def _installed(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return package

@@ -342,7 +342,7 @@ def test_npz_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "package"), [("torch/cifar10", "torchvision"), ("hfds/mnist", "datasets")])
 def test_a_missing_extra_is_one_line(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, package, None)
-    refused(f"the package {package} is not installed; pip install 'teacherless.{package}.'", name)
+    refused(f"^{name}: {package} is not installed; pip install 'teacherless.{package}.'$", name)
 
 
 class FakeSet:

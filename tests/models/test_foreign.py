@@ -670,7 +670,7 @@ def test_a_config_cannot_load_weights_of_its_own(zoo: None, key: str, tmp_path: 
 def test_an_extra_that_is_missing(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Acceptance 3."""
     monkeypatch.setitem(sys.modules, extra, None)
-    with pytest.raises(tl.InputError, match=rf"^{extra}/resnet18: {extra} is not installed \(.*\); pip install "
+    with pytest.raises(tl.InputError, match=rf"^{extra}/resnet18: {extra} is not installed; pip install "
                                             rf"'teacherless\[{extra}\]'$"):  # fmt: skip
         models.create(f"{extra}/resnet18", num_classes=CLASSES)
     models.create("small-cnn", num_classes=CLASSES)
@@ -685,8 +685,11 @@ def test_an_extra_that_is_broken(extra: str, tmp_path: Path, monkeypatch: pytest
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(tl.InputError) as caught:
         models.create(f"{extra}/resnet18", num_classes=CLASSES)
-    assert str(caught.value) == (f"{extra}/resnet18: {extra} is broken (RuntimeError: operator does not exist); "
-                                 f"pip install 'teacherless[{extra}]'")  # fmt: skip
+    text = str(caught.value)
+    for words in (f"{extra}/resnet18: torchvision ", f"torch {torch.__version__} are builds that do not match ",
+                  "RuntimeError: operator does not exist)", "&& pip install torch torchvision"):  # fmt: skip
+        assert words in text, text
+    assert "\n" not in text and "more lines" not in text and "teacherless[" not in text
     models.create("small-cnn", num_classes=CLASSES)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from teacherless.data.augment.distort import Augment, counter_hash
-from teacherless.errors import InputError
+from teacherless.errors import extra
 
 LEVELS = 30  # of magnitude
 DRAW = 20  # the first draw of policies; each layer takes three
@@ -67,7 +67,7 @@ def wide() -> list[Operation]:
 
 def _operations(*, shear: float, degrees: float, pixels: float | None, enhance: float, bits: int) -> list[Operation]:
     """The fourteen operations, of which the first leaves an image as it is."""
-    look = _kornia()
+    look = extra("kornia", "--aug randaug, trivialaug", name="aug")
 
     def translate(x: Tensor, share: Tensor, axis: int) -> Tensor:
         side = x.shape[2 + (axis == 1)] if axis else x.shape[3]
@@ -90,17 +90,6 @@ def _operations(*, shear: float, degrees: float, pixels: float | None, enhance: 
         lambda x, share: translate(x, share, 0),
         lambda x, share: translate(x, share, 1),
     ]
-
-
-def _kornia() -> Any:
-    try:
-        import kornia
-    except Exception as error:  # a broken wheel can raise anything
-        why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
-        raise InputError(
-            f"--aug: randaug and trivialaug need kornia, which {why}; pip install 'teacherless[aug]'"
-        ) from error
-    return kornia
 
 
 def _warp(look: Any, x: Tensor, by: dict[str, Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ from teacherless.data.found import Found, Options, as_it_is, same_classes
 from teacherless.data.images import colours
 from teacherless.data.meter import Meter
 from teacherless.data.splits import Resident
-from teacherless.errors import InputError, unknown
+from teacherless.errors import InputError, extra, first_line, unknown
 
 LIMIT = 2**32  # bytes of images that are taken into memory
 VAL = ("validation", "valid", "val", "dev")
@@ -67,10 +67,7 @@ def torchvision(name: str, options: Options) -> Found:
 
     Raises: InputError if torchvision is missing or broken, or has no such set.
     """
-    try:
-        from torchvision import datasets
-    except Exception as error:  # a wheel built for another torch dies with RuntimeError
-        raise missing("torch", "torchvision", error) from error
+    datasets = extra("torchvision", f"torch/{name}").datasets
     kinds = {key.lower(): value for key, value in vars(datasets).items() if inspect.isclass(value)}
     if name.lower() not in kinds:
         raise unknown("torchvision data set", name, kinds)
@@ -85,7 +82,7 @@ def torchvision(name: str, options: Options) -> Found:
         try:
             return kind(root, **which, **({"download": True} if "download" in takes else {}))
         except Exception as error:
-            raise InputError(f"torch/{name}: {_line(error)} (looked in {root})") from error
+            raise InputError(f"torch/{name}: {first_line(error)} (looked in {root})") from error
 
     parts = {"train": part(test=False), "test": part(test=True)}
     named = getattr(parts["train"], "classes", None)
@@ -100,14 +97,11 @@ def hugging_face(name: str, options: Options) -> Found:
 
     Raises: InputError if the package `datasets` is missing or broken, or the set is not of images and classes.
     """
-    try:
-        import datasets
-    except Exception as error:
-        raise missing("hfds", "datasets", error) from error
+    datasets = extra("datasets", f"hfds/{name}")
     try:
         loaded = datasets.load_dataset(name, cache_dir=str(options.data_dir) if options.data_dir else None)
     except Exception as error:
-        raise InputError(f"hfds/{name}: {_line(error)}") from error
+        raise InputError(f"hfds/{name}: {first_line(error)}") from error
     if not isinstance(loaded, Mapping) or "train" not in loaded:
         raise InputError(f"hfds/{name}: found {', '.join(loaded) if isinstance(loaded, Mapping) else 'no splits'}; "
                          "must have train")  # fmt: skip
@@ -127,17 +121,6 @@ PREFIXES: dict[str, Callable[[str, Options], Found]] = {
     "torch/": torchvision,
     "npz:": lambda text, options: npz((options.data_dir or Path()) / Path(text).expanduser(), options),
 }
-
-
-def missing(prefix: str, package: str, error: Exception) -> InputError:
-    """The error for an extra that cannot be imported."""
-    state = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({_line(error)})"
-    return InputError(f"--data {prefix}/…: the package {package} {state}; pip install 'teacherless[{package}]', in a "
-                      f"version that fits torch {torch.__version__}")  # fmt: skip
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _only(name: str, kinds: Mapping[str, str], kind: str) -> str:

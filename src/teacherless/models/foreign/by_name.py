@@ -12,13 +12,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from teacherless.errors import InputError
-from teacherless.models.foreign.wrapper import Foreign, first_line
+from teacherless.errors import InputError, extra, first_line
+from teacherless.models.foreign.wrapper import Foreign
 
 # What a file may ask of a network of timm or torchvision: sizes and kinds of layers, nothing that is fetched or read.
 PLAIN = {
@@ -91,7 +90,7 @@ def _build(
 
 
 def _timm(name: str, classes: int, channels: int, pretrained: bool, **kwargs: Any) -> nn.Module:
-    timm = _extra("timm", f"timm/{name}")
+    timm = extra("timm", f"timm/{name}")
     if ":" in name or not timm.is_model(name.split(".")[0]):
         raise _nobody_knows("timm", name, timm.list_models())
     net: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=classes, in_chans=channels, **kwargs)
@@ -99,7 +98,7 @@ def _timm(name: str, classes: int, channels: int, pretrained: bool, **kwargs: An
 
 
 def _torchvision(name: str, classes: int, channels: int, pretrained: bool, **kwargs: Any) -> nn.Module:
-    zoo = _extra("torchvision", f"torchvision/{name}").models
+    zoo = extra("torchvision", f"torchvision/{name}").models
     if name not in zoo.list_models(module=zoo):
         raise _nobody_knows("torchvision", name, zoo.list_models(module=zoo))
     if channels not in (1, 3):
@@ -132,15 +131,6 @@ def _imported(path: str, classes: int, channels: int, pretrained: bool, **kwargs
 
 
 FACTORIES: dict[str, Callable[..., nn.Module]] = {"timm": _timm, "torchvision": _torchvision}
-
-
-def _extra(package: str, wanted_by: str) -> ModuleType:
-    try:
-        return importlib.import_module(package)
-    except Exception as error:  # a broken install raises anything
-        state = "is not installed" if isinstance(error, ModuleNotFoundError) and error.name == package else "is broken"
-        raise InputError(f"{wanted_by}: {package} {state} ({first_line(error)}); "
-                         f"pip install 'teacherless[{package}]'") from error  # fmt: skip
 
 
 def _nobody_knows(package: str, name: str, known: Sequence[str]) -> InputError:

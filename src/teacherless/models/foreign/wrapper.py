@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from teacherless.batch import Input, as_input, mapped
-from teacherless.errors import InputError
+from teacherless.errors import InputError, first_line
 from teacherless.models.foreign.stages import (
     Call,
     channels,
@@ -410,11 +410,6 @@ def _said(anatomy: Anatomy, stage: str) -> torch.Size:
     shape = anatomy.calls[stage].said
     assert shape is not None
     return shape
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".removesuffix(": ")
 
 
 def _outline(net: nn.Module) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from teacherless.batch import leaves, mapped
-from teacherless.errors import InputError
+from teacherless.errors import InputError, first_line
 from teacherless.method import Batch, Output, Progress
 
 One = Callable[[Batch, Progress], Output]  # a step of the method
@@ -94,7 +94,7 @@ class Graph:
             self.replay, self.output = self.record(work)
         except RuntimeError as error:
             self.optimizer.zero_grad(set_to_none=True)
-            reason = str(error.__context__ or error).strip().splitlines()[0]
+            reason = first_line(error.__context__ or error)
             if self.draws:
                 raise InputError(
                     f"--engine: found graph, but the step cannot be recorded ({reason}); use --engine loop"

@@ -6,19 +6,24 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_checkpoint import flip_a_bit
 from test_cli import fail
 
 import teacherless
 from teacherless.cli import main
 from teacherless.runs.config import Run, new_folder
+from teacherless.training import checkpoint
 from teacherless.training.loop import _commit
 
 SMALL = ["--student", "small-cnn,width=4", "--steps", "3"]
@@ -178,3 +183,98 @@ def test_smoothing_is_of_one_run(tmp_path: Path) -> None:
     own = teacherless.LabelSmoothing(torch.nn.Linear(3, 2), smoothing=0.2)
     teacherless.train(own, [(x, y)], epochs=1, quiet=True)
     assert own.smoothing == 0.2
+
+
+# What a system may send ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 40 images, big enough that decoding them takes a while."""
+    folder = tmp_path_factory.mktemp("photos")
+    draw = np.random.default_rng(0)
+    for number in range(80):
+        file = folder / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(draw.integers(0, 255, (256, 256, 3), np.uint8)).save(file)
+    return folder
+
+
+def begin(*argv: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", "teacherless", *argv], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+def children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    while process.poll() is None and len(children(process.pid)) < 2:
+        time.sleep(0.01)
+    return children(process.pid)
+
+
+STREAMED = ["plain", "--student", "small-cnn,width=4", "--img-size", "64", "--workers", "2", "--aug", "rrc",
+            "--batch-size", "4"]  # fmt: skip
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
+def test_a_worker_that_is_killed(photos: Path, tmp_path: Path) -> None:
+    """One line, no hang, and the bits of a run whose workers live."""
+    argv = ["train", *STREAMED, "--data", str(photos), "--epochs", "3", "--out"]
+    assert main([*argv, str(tmp_path / "whole")]) == 0
+    process = begin(*argv, str(tmp_path / "run"))
+    os.kill(workers_of(process)[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert err.count("\n") == 1
+    assert "--workers: a process that decodes images died (killed, or out of memory)" in err
+    weights = Path("students/student/model.safetensors")
+    assert (tmp_path / "run" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
+def test_a_worker_that_is_stopped_stops_nobody_from_stopping(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = begin("train", *STREAMED, "--data", str(photos), "--epochs", "300", "--out", str(out))
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+        time.sleep(0.01)
+    team = workers_of(process)
+    for worker in team:
+        os.kill(worker, signal.SIGSTOP)
+    time.sleep(1)  # by now it waits
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert "saved; go on with" in err
+    assert err.count("\n") == 1
+    assert not [worker for worker in team if Path(f"/proc/{worker}").exists()]
+    assert checkpoint.read(out / "checkpoints")
+
+
+def test_a_terminal_that_is_gone_saves_first(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = begin("train", "plain", "--student", "small-cnn,width=4", "--epochs", "300", "--out", str(out))
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 129
+    assert "saved; go on with" in err
+    assert checkpoint.read(out / "checkpoints")
+
+
+@pytest.mark.parametrize("after", [0.05, 0.1, 0.2, 0.4, 0.8, 1.2, 1.6, 2.0])
+def test_ctrl_c_while_modules_are_imported(after: float, tmp_path: Path) -> None:
+    begun = "import sys; print('begun', flush=True); from teacherless.__main__ import main; sys.exit(main())"
+    argv = ["train", "plain", "--student", "small-cnn,width=4", "--epochs", "300", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen([sys.executable, "-c", begun, *argv], text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)  # fmt: skip
+    assert process.stdout and process.stdout.readline() == "begun\n"
+    time.sleep(after)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    assert err.count("\n") == 1
+    assert process.returncode == 130

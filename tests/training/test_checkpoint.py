@@ -266,6 +266,14 @@ def test_a_finished_run_hands_back_what_it_shipped(name: str, checkpoints: bool,
         assert all(torch.equal(shipped[key], value) for key, value in net.state_dict().items())
 
 
+@pytest.mark.parametrize("every", ["1e", "4s", "10m"])
+def test_a_run_that_on_epoch_ended_stays_as_it_ended(every: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    method = fit("dml", run, checkpoint_every=every, on_epoch=lambda line: line["epoch"] == 1)
+    again = fit("dml", run, checkpoint_every=every, resume=True)
+    assert all(map(torch.equal, method.state_dict().values(), again.state_dict().values()))
+
+
 def test_more_steps_of_the_same_epoch(tmp_path: Path) -> None:
     """20 batches an epoch: 26 steps and 28 both end in the second epoch; it is gone on with where it was cut."""
 

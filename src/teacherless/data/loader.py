@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import multiprocessing
+import signal
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from teacherless.data import images
 from teacherless.data.augment.distort import Augment, counter_hash, distort, normalise, padded
@@ -212,7 +216,7 @@ class _FromFiles:
         self.said: set[str] = set()
 
     def read(self, needed: Iterable[Needed]) -> Read:
-        waiting: list[Needed] = []  # the batches on their way
+        waiting: deque[Needed] = deque()  # the batches on their way
 
         def jobs() -> Iterator[_Job]:
             for need in needed:
@@ -224,7 +228,7 @@ class _FromFiles:
                 yield rows.numpy(), None if need.draws is None else need.draws.flatten(0, 1).numpy()
 
         for stack, kept, notes in self._decoded(jobs()):
-            need = waiting.pop(0)
+            need = waiting.popleft()
             self._say(notes)
             rows = need.rows
             if self.augment is None and need.mates is None:
@@ -241,16 +245,20 @@ class _FromFiles:
             with images.quietly():
                 yield from map(self.decoder.__getitem__, jobs)
             return
-        # A job is a batch. Arrays travel through pipes, not through shared memory, which containers give 64 MB of. The
-        # generator is our own: DataLoader draws from torch's global one otherwise, and dropout would see the workers.
-        yield from DataLoader(
-            self.decoder,  # type: ignore[arg-type]
-            sampler=_Once(jobs),
-            batch_size=None,
-            num_workers=self.workers,
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),
-        )
+        team = [_Worker(self.decoder) for _ in range(self.workers)]
+        flying: deque[tuple[_Worker, _Job]] = deque()
+        try:
+            for worker, job in zip(team, jobs, strict=False):
+                flying.append(worker.give(job))
+            while flying:
+                worker, job = flying.popleft()
+                decoded = worker.take(job)
+                if following := next(jobs, None):
+                    flying.append(worker.give(following))
+                yield decoded
+        finally:
+            for worker in team:
+                worker.end()
 
     def _say(self, notes: Sequence[str]) -> None:
         fate = "left out" if self.augment is None else "another image of its class stands in"
@@ -298,15 +306,53 @@ class _Decoder:
         return None
 
 
-class _Once:
-    """An iterator as DataLoader wants its sampler: something that can be asked for one."""
+class _Worker:
+    """A process that decodes, a batch at a time. Where it died, its batches are decoded here.
 
-    def __init__(self, items: Iterator[Any]) -> None:
-        self.items = items
+    Arrays travel through a pipe, not through shared memory, which containers give 64 MB of. Each worker has a pipe of
+    its own: of one that is killed while it writes, the others know nothing.
+    """
 
-    def __iter__(self) -> Iterator[Any]:
-        return self.items
+    def __init__(self, decoder: _Decoder) -> None:
+        self.decoder, self.alive = decoder, True
+        self.pipe, theirs = multiprocessing.Pipe()
+        self.process = multiprocessing.Process(target=_work, args=(decoder, theirs, self.pipe), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def give(self, job: _Job) -> tuple[_Worker, _Job]:
+        """Send it a batch; it has none."""
+        with contextlib.suppress(OSError):  # it died, which `take` sees too
+            self.pipe.send(job)
+        return self, job
+
+    def take(self, job: _Job) -> _Decoded:
+        """The batch that it was given."""
+        try:
+            decoded: _Decoded = self.pipe.recv()
+        except (EOFError, OSError):
+            if self.alive:
+                log.warning("--workers: a process that decodes images died (killed, or out of memory); "
+                            "what it had to do is done in this one")  # fmt: skip
+            self.alive = False
+            with images.quietly():
+                return self.decoder[job]
+        return decoded
+
+    def end(self) -> None:
+        """It keeps nothing; and one that is stopped (SIGSTOP) hears nothing milder."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
 
 
-def _as_it_is(item: Any) -> Any:
-    return item
+def _work(decoder: _Decoder, pipe: Connection, theirs: Connection) -> None:
+    """What a worker does until nobody is there any more."""
+    theirs.close()  # or this process would keep its own parent's end open
+    for name, action in (("SIGINT", signal.SIG_IGN), ("SIGHUP", signal.SIG_IGN), ("SIGTERM", signal.SIG_DFL)):
+        if hasattr(signal, name):  # Ctrl-C and the end of a terminal reach every process: who started this one decides
+            signal.signal(getattr(signal, name), action)
+    torch.set_num_threads(1)
+    with images.quietly(), contextlib.suppress(EOFError, OSError):
+        while True:
+            pipe.send(decoder[pipe.recv()])

@@ -19,10 +19,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from torch import Tensor
 from teacherless import disk
 from teacherless.errors import InputError, Stopped
 
+T = TypeVar("T")
 FORMAT = 3
 KEEP = 2
 
@@ -246,14 +247,20 @@ class Every:
         return due
 
 
+class Interrupted(Stopped):
+    """A signal came while nothing was half done: what is there can be saved."""
+
+
 class Signals:
     """Ctrl-C, SIGTERM and SIGHUP ask for a stop after the current step; a second one stops at once.
 
-    One that this process was told to ignore (`nohup`) is ignored.
+    While nothing is half done (`at_once`), the first one stops at once too. One that this process was told to ignore
+    (`nohup`) is ignored.
     """
 
     def __init__(self) -> None:
         self.asked: int | None = None
+        self._waiting = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -271,6 +278,27 @@ class Signals:
         if self.asked is not None:
             raise Stopped(number, "stopped at once")
         self.asked = number
+        if self._waiting:
+            raise Interrupted(number, "stopped at once")
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Nothing in here changes what is saved. Raises: Interrupted for the first signal."""
+        self._waiting = True
+        try:
+            yield
+        finally:
+            self._waiting = False
+
+    def between(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches; each is waited for `at_once`."""
+        each = iter(batches)
+        while True:
+            with self.at_once():
+                batch = next(each, None)
+            if batch is None:
+                return
+            yield batch
 
 
 @contextlib.contextmanager

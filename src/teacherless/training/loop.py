@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import teacherless
 from teacherless import disk, losses
-from teacherless.data import as_loader
+from teacherless.data import Loader, as_loader
 from teacherless.errors import ADVICE, Diverged, InputError, Stopped, python_names
 from teacherless.evaluation.metrics import evaluate, evaluating
 from teacherless.method import Batch, Method, Progress, Wants
@@ -193,7 +193,10 @@ class Training:
         with self.recorder, self.engine:
             while True:
                 while self.epoch < self.epochs and not self.enough:
-                    self.one_epoch(signals)
+                    try:
+                        self.one_epoch(signals)
+                    except checkpoint.Interrupted as stop:
+                        self._stop(stop.signal)
                 if self.enough or self.phase + 1 == len(self.method.phases):
                     break
                 self._take_what_counts()
@@ -226,7 +229,10 @@ class Training:
         self.recorder.start()
         settings, total = self.settings, self.steps or self.epochs * (self.per_epoch or 1)
         left = self.steps and self.steps - self.step
-        for batch in itertools.islice(self._batches(), left):
+        batches = self._batches()
+        if signals and isinstance(self.data, Loader):  # a user's may be drawing from the generators that are saved
+            batches = signals.between(batches)
+        for batch in itertools.islice(batches, left):
             if self.step == 0:
                 _check_first(self.students, batch)
             place = self.step if self.per_epoch else self.epoch
@@ -246,7 +252,9 @@ class Training:
         self.progress.epoch.add_(1)
         self.recorder.stop()
         with self.average or contextlib.nullcontext():
-            values = evaluate(self.students, self.val.epoch(0)) if self.val else {}
+            at_once = signals.at_once() if signals and isinstance(self.val, Loader) else contextlib.nullcontext()
+            with at_once:
+                values = evaluate(self.students, self.val.epoch(0)) if self.val else {}
             self._keep_best(values)
         named = {"phase": self.method.phase} if self.method.phase else {}
         lr = float(self.optimizer.param_groups[0]["lr"])
@@ -386,6 +394,9 @@ class Training:
             if lost:
                 raise
             path = None
+        end, all_steps = summary.get("steps", 0), self.steps or self.epochs * (self.per_epoch or 0)
+        if end < all_steps:  # on_epoch ended it
+            self.enough, self.on_epoch = self.batch == 0 and self.step >= end, lambda line: line["step"] >= end
         if path:
             self.loop()
         elif lost:

@@ -80,6 +80,11 @@ def test_run_folder(finished: Path) -> None:
     assert {"input_size", "channels", "mean", "std"} <= student.config.keys()
 
 
+def test_two_peers_are_the_default(tmp_path: Path) -> None:
+    assert main(["train", "dml", "--steps", "1", "--out", str(tmp_path)]) == 0
+    assert sorted(path.name for path in (tmp_path / "students").iterdir()) == ["peer0", "peer1"]
+
+
 def test_last_line_says_what_to_ship(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "plain", *FAST, "--out", str(tmp_path / "r")]) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
@@ -185,7 +190,7 @@ def test_recipe_and_flags(tmp_path: Path) -> None:
         (["train", "plain", "--set", "temperature=2"], ["plain has no options"]),
         (["train", "dml", "--peers", "2", "--set", "temperature=hot"], ["--set temperature", "'hot'", "number"]),
         (["train", "dml", "--peers", "2", "--set", "temperature"], ["'temperature'", "key=value"]),
-        (["train", "dml"], ["1 peer", "two peers"]),
+        (["train", "dml", "--peers", "1"], ["1 peer", "two peers"]),
         (["train", "plain", "--peers", "2"], ["2 students", "plain trains one"]),
         (["train", "plain", "--epochs", "0"], ["--epochs", "'0'", "greater than or equal to 1"]),
         (["train", "plain", "--epochs", "many"], ["--epochs", "'many'", "integer"]),

@@ -27,7 +27,7 @@ MAY: dict[str, set[str]] = {
     "data": {"batch", "disk", "errors", "method"},
     "evaluation": LOW,
     "training": LOW | {"data", "disk", "evaluation", "methods", "models", "schemas"},
-    "training.engines": LOW,
+    "training.engines": LOW | {"evaluation"},
     "training.settings": {"errors", "schemas"},
     "training.folder": {"disk", "errors", "schemas"},
     "training.checkpoint": {"disk", "errors"},

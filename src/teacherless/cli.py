@@ -303,10 +303,11 @@ def predict(
     trust_imports
         import the code that a config.json names (a student package.module:function).
     """
-    from teacherless.runs.predict import find, student_of
+    from teacherless.runs.predict import find
     from teacherless.runs.predict import predict as run_predict
+    from teacherless.runs.stored import shipped
 
-    found = list(run_predict(student_of(student, trust_imports=trust_imports), find(images), top))
+    found = list(run_predict(shipped(student, trust_imports=trust_imports), find(images), top))
     show.predictions(found, "json" if json else format)
     bad = [p for p in found if p.error]
     if bad:

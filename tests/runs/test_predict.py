@@ -69,6 +69,19 @@ def test_it_is_what_the_network_says(student: Path, folder: Path, capsys: pytest
     assert float(rows[0]["probability"]) == pytest.approx(float(p.max()), abs=1e-4)
 
 
+def test_a_missing_file_has_a_row_like_a_broken_one(
+    student: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(["predict", str(student), "nowhere.png", str(folder / "a.png"), str(folder / "broken.jpg"), "--json"]) == 1
+    )
+    shown = capsys.readouterr()
+    rows = json.loads(shown.out)
+    assert [bool(row["classes"]) for row in rows] == [False, True, False]
+    assert "no such file" in rows[0]["error"].lower()
+    assert shown.err.count("\n") == 1 and "nowhere.png" in shown.err and "1 more" in shown.err
+
+
 def test_bad_input(student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", str(student), str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err

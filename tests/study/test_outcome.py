@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from teacherless.cli import main
+from teacherless.evaluation.metrics import flops
 from teacherless.runs.build import load_source
 from teacherless.runs.config import Run
 from teacherless.study.cells import Cell
-from teacherless.study.cost import flops, training_flops
+from teacherless.study.cost import training_flops
 from teacherless.study.outcome import Results, comparable, tabulate, ways, write_csv
 from teacherless.training.folder import read_json
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import teacherless as tl
 from teacherless.data import as_loader
+from teacherless.evaluation.metrics import flops
 from teacherless.method import Batch
 from teacherless.methods import METHODS, _mutual
 from teacherless.training import checkpoint
@@ -215,7 +216,7 @@ def test_deal() -> None:
     assert threads.deal([5, 5], 2) == [[0], [1]]
     assert threads.deal([1, 9, 2, 3, 3], 2) == [[1], [0, 2, 3, 4]]
     assert threads.deal([0, 0, 0, 0], 2) == [[0, 2], [1, 3]]
-    assert threads.cost(tiny(0), batch().inputs[0]) > threads.cost(tiny(0, width=2), batch().inputs[0]) > 0
+    assert flops(tiny(0), batch().inputs[0]) > flops(tiny(0, width=2), batch().inputs[0]) > 0
 
 
 class Failing(nn.Module):
@@ -264,7 +265,7 @@ def test_threads_are_refused_where_numbers_are_drawn() -> None:
         (tl.DML(tiny(0), tiny(1), tiny(2), topology="ring"), "does not split by students"),
         (tl.Plain(tiny(0)), "does not split by students"),
     ):
-        with pytest.raises(tl.InputError, match=f"--engine: found threads, but .*{text}.*; use --engine loop"):
+        with pytest.raises(tl.InputError, match=f"^engine: found threads, but .*{text}.*; use engine loop"):
             tl.train(method, [batch()], epochs=1, engine="threads", quiet=True)
         tl.train(method, [batch()], epochs=1, quiet=True)
     tl.train(

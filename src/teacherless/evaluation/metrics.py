@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from teacherless import losses
-from teacherless.batch import as_batch, mapped
+from teacherless.batch import Input, as_batch, mapped
 from teacherless.errors import InputError
 from teacherless.network import call
 
@@ -89,6 +90,14 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float
 def which_bin(confidence: Tensor, bins: int = BINS) -> Tensor:
     """The calibration bin of each confidence: 0 for (0, 1/bins], … . `[N] -> [N]`."""
     return (confidence * bins).ceil().long().clamp(1, bins) - 1
+
+
+@torch.no_grad()
+def flops(net: nn.Module, x: Input) -> int:
+    """Floating-point operations of one forward, a multiply-add counted as two."""
+    with evaluating([net]), FlopCounterMode(display=False) as counter:
+        call(net, x)
+    return int(counter.get_total_flops())
 
 
 @contextmanager

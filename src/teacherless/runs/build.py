@@ -18,8 +18,7 @@ from teacherless.method import Method
 from teacherless.methods import METHODS
 from teacherless.runs import shrink
 from teacherless.runs.config import Run, literal, specs
-from teacherless.runs.stored import read_run
-from teacherless.training.folder import read_json
+from teacherless.runs.stored import shipped
 
 
 def load_source(run: Run) -> Source:
@@ -43,6 +42,8 @@ def build_method(run: Run, source: Source) -> tuple[Method, dict[str, dict[str, 
     """
     kind = METHODS[run.method]
     wanted = specs(run)
+    if kind.cohort and len(wanted) == 1 and run.peers is None:
+        wanted *= 2  # peers take two
     if len(wanted) > 1 and not kind.cohort:
         raise InputError(f"--student: found {len(wanted)} students; {run.method} trains one")
     options = method_options(kind, run.method, run.set)
@@ -78,11 +79,7 @@ def _read_teacher(run: Run, kind: type[Method], source: Source) -> list[nn.Modul
         return []
     if kind.teacher_use == "none":
         raise InputError(f"--teacher: found {str(run.teacher)!r}, but {run.method} reads no teacher")
-    _, students = read_run(run.teacher, trust_imports=run.trust_imports)
-    name = next(iter(students))
-    if summary := read_json(run.teacher / "summary.json"):
-        name = summary["chosen"]
-    net, config = students[name]
+    net, config = shipped(run.teacher, trust_imports=run.trust_imports)
     if config["classes"] != source.classes:
         raise InputError(f"--teacher: {run.teacher} knows {len(config['classes'])} classes, not those of {source.name} "
                          f"({len(source.classes)})")  # fmt: skip

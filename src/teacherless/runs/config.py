@@ -29,7 +29,7 @@ class Run(Settings):
     data: str = Field("digits", description="a data set's name, or a folder of images")
     data_dir: Path | None = Field(None, description="where the data set's files are")
     student: tuple[str, ...] = Field(("small-cnn",), min_length=1, description="NAME[*K][,key=value...]; repeatable")
-    peers: int | None = Field(None, ge=1, description="how many copies of the one --student train together")
+    peers: int | None = Field(None, ge=1, description="copies of the one --student that train together (dml: 2)")
     pretrained: bool = Field(False, description="start from the weights of timm or torchvision")
     teacher: Path | None = Field(None, description="a run or student folder, for methods that read a teacher")
     trust_imports: bool = Field(

@@ -14,8 +14,6 @@ from teacherless.data.augment.distort import normalise
 from teacherless.errors import InputError
 from teacherless.evaluation.metrics import evaluating
 from teacherless.models.files import Student
-from teacherless.runs.stored import read_run
-from teacherless.training.folder import read_json
 
 BATCH = 64
 
@@ -28,25 +26,14 @@ class Prediction(NamedTuple):
     error: str | None
 
 
-def student_of(path: Path, *, trust_imports: bool = False) -> Student:
-    """A student's folder; of a run folder, the student it says to ship. Raises: InputError."""
-    _, students = read_run(path, trust_imports=trust_imports)
-    summary = read_json(path / "summary.json")
-    return students[summary["chosen"]] if summary else next(iter(students.values()))
-
-
 def find(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and every image below the folders named. Raises: InputError for a path that does not exist."""
+    """The files named, and every image below the folders named. Raises: InputError where there is nothing at all."""
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file())
-        elif path.exists():
-            found.append(path)
-        else:
-            raise InputError(f"{path}: no such file or folder")
-    if not found:
-        raise InputError(f"{', '.join(map(str, paths))}: no images in there")
+        below = (p for p in path.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file())
+        found += sorted(below) if path.is_dir() else [path]
+    if not any(path.exists() for path in found):
+        raise InputError(f"{', '.join(map(str, paths))}: no such file" + ("" if found else ", or no images in there"))
     return found
 
 

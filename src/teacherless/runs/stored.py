@@ -39,3 +39,13 @@ def read_run(path: Path, *, trust_imports: bool = False) -> tuple[Run | None, di
     run = read(Run, {**settings, "trust_imports": trust_imports}, where=f"{folder / 'run.json'}: ")
     refuse_code(run, folder / "run.json")
     return run, students
+
+
+def shipped(path: Path, *, trust_imports: bool = False) -> Student:
+    """The one student of a student's folder; of a run's, the one that its summary says to ship.
+
+    Raises: InputError if it is neither.
+    """
+    _, students = read_run(path, trust_imports=trust_imports)
+    summary = read_json(path / "summary.json")
+    return students[summary["chosen"] if summary else next(iter(students))]

@@ -18,12 +18,12 @@ import torch
 
 from teacherless import disk, models
 from teacherless.errors import InputError, unknown
+from teacherless.evaluation.metrics import flops
 from teacherless.methods import METHODS
 from teacherless.runs.build import method_options
 from teacherless.runs.config import Run, parse_student, specs
 from teacherless.study import outcome
 from teacherless.study.cells import Cell, run_cells
-from teacherless.study.cost import flops
 from teacherless.study.outcome import Table
 from teacherless.training.folder import read_json, read_lines
 from teacherless.training.step import pick_device

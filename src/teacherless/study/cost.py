@@ -31,14 +31,6 @@ class Latency(NamedTuple):
     high_ms: float
 
 
-@torch.no_grad()
-def flops(net: nn.Module, image: torch.Tensor) -> int:
-    """Floating-point operations of one forward, a multiply-add counted as two."""
-    with evaluating([net]), FlopCounterMode(display=False) as counter:
-        net(image)
-    return int(counter.get_total_flops())
-
-
 def training_flops(run: Run, source: Source) -> int:
     """Floating-point operations of a whole training, forward and backward: a step's on a few samples, scaled up.
 

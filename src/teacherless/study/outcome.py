@@ -25,7 +25,7 @@ import torch
 
 from teacherless.data import Loader, Source
 from teacherless.data.splits import Split
-from teacherless.evaluation.metrics import metrics, predict
+from teacherless.evaluation.metrics import flops, metrics, predict
 from teacherless.methods import METHODS
 from teacherless.models.files import Student, load_student, read_config
 from teacherless.runs.build import load_source
@@ -33,7 +33,7 @@ from teacherless.runs.config import Run, specs
 from teacherless.study import plots, statistics
 from teacherless.study import tables as analysis
 from teacherless.study.cells import Cell
-from teacherless.study.cost import flops, latencies, training_flops
+from teacherless.study.cost import latencies, training_flops
 from teacherless.training.folder import read_lines
 from teacherless.training.step import pick_device
 

@@ -18,13 +18,11 @@ from concurrent.futures import wait as all_done
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
 
-from teacherless.batch import Input, mapped
+from teacherless.batch import mapped
 from teacherless.errors import InputError
+from teacherless.evaluation.metrics import flops
 from teacherless.method import Batch, Exchange, Method, Output
-from teacherless.network import arguments
 
 Step = Callable[[Method, torch.optim.Optimizer], Output]  # of a part of the students, on the batch of the moment
 
@@ -98,7 +96,7 @@ class Threads:
 
     def __init__(self, method: Method, batch: Batch) -> None:
         few = mapped(lambda x: x[:2], batch.inputs[0])
-        costs = [cost(student, few) for student in method.students().values()]
+        costs = [flops(student, few) for student in method.students().values()]
         self.assigned = deal(costs, min(len(costs), cores()))
         self.shared = ThreadExchange(self.assigned)
         self.parts = []
@@ -154,14 +152,6 @@ def deal(costs: Sequence[int], workers: int) -> list[list[int]]:
     for student in sorted(range(len(costs)), key=lambda i: -costs[i]):
         min(assigned, key=lambda students: (sum(costs[i] for i in students), len(students))).append(student)
     return [sorted(students) for students in assigned]
-
-
-@torch.no_grad()
-def cost(student: nn.Module, x: Input) -> int:
-    """Floating-point operations of a forward; counted on copies of the buffers, so nothing moves."""
-    with FlopCounterMode(display=False) as count:
-        functional_call(student, {name: b.clone() for name, b in student.named_buffers()}, *arguments(x))
-    return int(count.get_total_flops())
 
 
 def share(optimizer: torch.optim.Optimizer, students: Sequence[int]) -> torch.optim.Optimizer:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,16 @@ def test_help_and_import_need_no_torch() -> None:
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert time.perf_counter() - began < 10  # a sanity bound; about 0.4 s alone
+
+
+def test_every_dependency_has_code_behind_it() -> None:
+    project = tomllib.loads((SRC.parents[1] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(line for name in extras if name != "dev" for line in extras[name])]
+    modules = {"scikit-learn": "sklearn", "pillow": "PIL"}
+    found = {name.split(".")[0] for file in SRC.rglob("*.py") for name in imports(file)}
+    by_name = {"timm", "torchvision"}  # models/foreign/by_name.py imports what `--student timm/…` says
+    assert {modules.get(name, name) for name in (re.split("[>=<]", line)[0] for line in wanted)} <= found | by_name
 
 
 def test_no_module_has_the_name_of_a_public_name() -> None:

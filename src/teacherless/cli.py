@@ -160,6 +160,10 @@ def train(
     if json:
         show.as_json({**result.summary, "out": result.out})
     elif result.out:
+        if recipe:
+            from teacherless.runs import recipes
+
+            print("published:", recipes.said(recipes.load(recipe)))
         show.summary(result.summary, result.out)
 
 
@@ -428,7 +432,7 @@ def _show_cards(kind: str, cards: Mapping[str, str], name: str | None, json: boo
     if json:
         show.as_json({name: cards[name]} if name else {key: card.splitlines()[0] for key, card in cards.items()})
     elif name is None:
-        show.names(cards)
+        show.names(kind, cards)
     elif kind == "method":
         show.card(cards[name])
     else:

@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from formats import write_cifar, write_imagenet, write_market, write_svhn, write_tiny
+from rich.console import Console
 
 from teacherless.cli import main
+from teacherless.data import SOURCES
 from teacherless.errors import InputError
+from teacherless.methods import METHODS
+from teacherless.models import MODELS
 from teacherless.runs import recipes as recipe
 from teacherless.runs.config import Run
+from teacherless.study import show
 from teacherless.training.settings import read
 
 NAMES = recipe.names()
@@ -76,9 +81,7 @@ def test_a_recipe_runs_small(name: str, small: Callable[[str], Path], capsys: py
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_says_where_its_number_is_from(name: str) -> None:
     found = recipe.load(name)
-    assert (
-        {"what", "value", "metric", "source"} <= found.published.keys() <= {"what", "value", "metric", "source", "open"}
-    )
+    assert {"what", "value", "metric", "source"} <= found.published.keys() <= set(recipe.PUBLISHED)
     value = found.published["value"]
     assert all(0 < number < 100 for number in (value.values() if isinstance(value, dict) else [value]))
     run = read(Run, found.settings)
@@ -125,9 +128,46 @@ def test_list_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "dml/cifar100-resnet32x2" in shown and "71.19, 70.75" in shown and len(shown.splitlines()) >= len(NAMES)
     assert main(["list", "recipes", "dml/cifar100-resnet32x2"]) == 0
     shown = capsys.readouterr().out
-    assert "Table 2" in shown and "ours: -" in shown and "decay_epochs = 60" in shown and "1e-4" in shown
+    assert "Table 2" in shown and "ours" not in shown and "decay_epochs = 60" in shown and "1e-4" in shown
     assert main(["list", "recipes", "dml/cifar100-resnet32"]) == 2
     assert "did you mean 'dml/cifar100-resnet32x2'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["recipes", "methods", "models", "data"])
+@pytest.mark.parametrize("width", [None, 60, 120])
+def test_names_in_a_list_are_never_cut(
+    kind: str, width: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Piped (None), a table is as wide as it must be; on a terminal the last columns go before a name is cut."""
+    if width is not None:
+        monkeypatch.setattr(show, "console", lambda: Console(width=width, force_terminal=True, color_system=None))
+    keys = {"recipes": NAMES, "methods": METHODS, "models": MODELS, "data": SOURCES}[kind]
+    assert main(["list", kind]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines if line.strip()} >= set(keys)
+    if width is None:
+        assert sum(1 for line in lines if line.startswith("  ") and line.strip()) == len(keys) + 1, "no cell wraps"
+    else:
+        assert max(map(len, lines)) <= width
+        if kind == "recipes":
+            assert ("metric" in lines[1]) == (width == 120) and "what" not in lines[1]
+
+
+def test_numbers_that_nobody_checked_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    unchecked = {name for name in NAMES if recipe.load(name).published.get("unchecked")}
+    assert len(unchecked) == 41 and {name.split("/")[1].split("-")[0] for name in unchecked if "base" in name} == {
+        "frskd"
+    }
+    assert main(["list", "recipes"]) == 0
+    out = capsys.readouterr().out
+    marked = {line.split()[0] for line in out.splitlines() if " * " in line and line.startswith("  ")}
+    assert marked == unchecked and out.splitlines()[-1] == f"* {recipe.UNCHECKED}"
+    assert main(["list", "recipes", "one/svhn-resnet32"]) == 0
+    assert f"published: branches 1.83 (top-1 error %; ONE (arXiv:1806.04606), Table 1; {recipe.UNCHECKED})" in (
+        capsys.readouterr().out
+    )
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"{len(unchecked)} of the {len(NAMES)}" in readme
 
 
 def fail(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -155,7 +195,7 @@ def test_what_recipes_refuse(
     assert "did you mean 'randaug" in fail(capsys, "train", "plain", "--aug", "randomaug")
 
 
-def test_a_file_of_ones_own(tmp_path: Path) -> None:
+def test_a_file_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('method = "plain"\nlr = 0.1\n[published]\nvalue = 12.5\n[ours]\nvalue = 13.0\nseeds = 3\n')
     found = recipe.load(file)
@@ -164,6 +204,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert main(["train", "--recipe", str(file), "--steps", "1", "--out", str(out)]) == 0
     assert json.loads((out / "run.json").read_text())["settings"]["method"] == "plain"
+    assert "published: 12.50\n" in capsys.readouterr().out
     file.write_text("published = 3\n")
     with pytest.raises(InputError, match="must be tables"):
         recipe.load(file)

@@ -8,7 +8,8 @@
 
 What comes later beats what comes earlier: defaults, the parts in their order, the row. `set` is merged key by key, and
 `open` adds up. Keys are a `Run`'s fields, `teacher_recipe` (what trains its teacher), and what is said of the published
-number: `what`, `value`, `metric`, `source`, `open` (what the paper leaves open and we chose).
+number: `what`, `value`, `metric`, `source`, `open` (what the paper leaves open and we chose), and `unchecked` where the
+number was noted from memory and nobody could read it in the paper since.
 
 A file of one's own is one recipe: a `Run`'s fields, and optionally `[published]` and `[ours]` (value, seeds, commit).
 """
@@ -24,7 +25,8 @@ from typing import Any, NamedTuple
 from teacherless.errors import InputError, unknown
 from teacherless.runs.config import Run
 
-PUBLISHED = ("what", "value", "metric", "source", "open")
+PUBLISHED = ("what", "value", "metric", "source", "open", "unchecked")
+UNCHECKED = "noted from memory of the paper, not checked against it"
 NO_SETTINGS = ("published", "ours", "teacher_recipe")
 
 
@@ -110,23 +112,34 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def shown(values: Mapping[str, Any]) -> str:
-    """`{"value": {"peer0": 71.19, "peer1": 70.75}}` as "71.19, 70.75"; "-" where there is none."""
+    """`{"value": {"peer0": 71.19, "peer1": 70.75}}` as "71.19, 70.75"; "-" where there is none; * if not checked."""
     value = values.get("value")
     each = value.values() if isinstance(value, dict) else [] if value is None else [value]
-    return ", ".join(f"{number:.2f}" for number in each) or "-"
+    mark = " *" if values.get("unchecked") else ""
+    return (", ".join(f"{number:.2f}" for number in each) or "-") + mark
+
+
+def said(recipe: Recipe) -> str:
+    """What was published, in one line."""
+    published = recipe.published
+    value = published.get("value")
+    if value is None:
+        return "nothing"
+    named = value.items() if isinstance(value, dict) else [("", value)]
+    each = ", ".join(f"{name} {number:.2f}".strip() for name, number in named)
+    about = [published.get("metric"), published.get("source"), UNCHECKED if published.get("unchecked") else None]
+    return f"{each} ({'; '.join(filter(None, about))})" if any(about) else each
 
 
 def card(recipe: Recipe) -> str:
     """All about one recipe."""
-    published, ours = recipe.published, recipe.ours
-    value = published.get("value")
-    each = ", ".join(f"{k} {v:.2f}" for k, v in value.items()) if isinstance(value, dict) else shown(published)
+    ours = recipe.ours
     settings = [f"  {key} = {value}" for key, value in recipe.settings.items()]
-    choices = [f"  {line}" for line in published.get("open", [])]
+    choices = [f"  {line}" for line in recipe.published.get("open", [])]
     return "\n".join([
-        f"{recipe.name}: {published.get('what', '')}",
-        f"published: {each} ({published.get('metric', '')}; {published.get('source', '')})",
-        f"ours: {shown(ours)}" + "".join(f", {key} {ours[key]}" for key in ours if key != "value"),
+        f"{recipe.name}: {recipe.published.get('what', '')}",
+        f"published: {said(recipe)}",
+        *([f"ours: {shown(ours)}" + "".join(f", {key} {ours[key]}" for key in ours if key != "value")] if ours else []),
         *([f"teacher: teacherless train --recipe {recipe.teacher}"] if recipe.teacher else []),
         "settings:", *settings,
         *(["open in the paper, and chosen:", *choices] if choices else []),

@@ -23,24 +23,44 @@ METRICS = {
 }  # fmt: skip
 
 
+SENTENCE = 30  # characters of a sentence that a column must have room for
+
+
 def console() -> Console:
-    """The terminal's width; where the output goes elsewhere, as wide as a table needs."""
+    """Where the output goes."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    return Console(highlight=False)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str | None]], *, left: int = 1) -> None:
-    """A table whose first `left` columns are text; the first is what one copies, and is never cut."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[str | None]], *, left: int = 1, text: str = "") -> None:
+    """A table, whole where it is piped; a terminal that is too narrow loses the last columns. No cell is ever cut.
+
+    Args:
+        columns: their names.
+        rows: a cell per column.
+        left: how many of the columns begin at the left.
+        text: the column whose cells may go on in a second line.
+    """
     from rich.box import SIMPLE
+    from rich.measure import Measurement
     from rich.table import Table
 
+    cells = [[cell or "" for cell in row] for row in rows]
     shown = Table(box=SIMPLE)
     for i, column in enumerate(columns):
-        shown.add_column(column, justify="left" if i < left else "right", no_wrap=i == 0)
-    for row in rows:
+        widest = max(len(column), *(len(row[i]) for row in cells))
+        shown.add_column(column, justify="left" if i < left else "right", no_wrap=column != text,
+                         min_width=min(widest, SENTENCE) if column == text else widest)  # fmt: skip
+    for row in cells:
         shown.add_row(*row)
-    console().print(shown)
+    out = console()
+    room = out.options.update(max_width=10_000)
+    if not out.is_terminal:
+        out.width = Measurement.get(out, room, shown).maximum
+    while len(shown.columns) > 1 and Measurement.get(out, room, shown).minimum > out.width:
+        shown.columns.pop()
+    out.print(shown, crop=False)
 
 
 def as_json(value: Any) -> None:
@@ -185,20 +205,19 @@ def _ranked(found: Prediction) -> list[str]:
 
 
 def recipes(found: Iterable[Recipe]) -> None:
-    """All recipes, with the published number, and ours where somebody has run one."""
-    from teacherless.runs.recipes import shown
+    """The recipes, each with its published number."""
+    from teacherless.runs.recipes import UNCHECKED, shown
 
-    rows = [[each.name, each.published.get("what"), each.published.get("metric"), shown(each.published),
-             shown(each.ours)] for each in found]  # fmt: skip
-    columns = ["recipe", "what", "metric", "published", "ours"]
-    kept = 5 if any(row[4] != "-" for row in rows) else 4
-    table(columns[:kept], [row[:kept] for row in rows], left=3)
+    rows = [
+        [each.name, shown(each.published), *(each.published.get(key) for key in ("metric", "what"))] for each in found
+    ]
+    table(["recipe", "published", "metric", "what"], rows, left=4, text="what")
+    print(f"* {UNCHECKED}")
 
 
-def names(cards: Mapping[str, str]) -> None:
+def names(kind: str, cards: Mapping[str, str]) -> None:
     """A line for each of what there is."""
-    for name, card in cards.items():
-        print(f"{name:{max(map(len, cards))}}  {card.splitlines()[0]}")
+    table([kind, "what"], [[name, card.splitlines()[0]] for name, card in cards.items()], left=2, text="what")
 
 
 def card(text: str) -> None:

@@ -158,6 +158,25 @@ def test_figure(name: str, tmp_path: Path) -> None:
     assert dict(matplotlib.rcParams) == before
 
 
+def test_a_method_has_one_look_in_every_figure() -> None:
+    alone, among = plots._look(["dml"]), plots._look(["plain", "one", "dml", "dml peers=3", "dml weight=0"])
+    assert alone["dml"] == among["dml"]
+    assert len(set(among.values())) == 5, "and runs of one method can be told apart"
+    assert (
+        plots._look(["independent"])["independent"]
+        == among["plain"]
+        == plots._look(["plain (independent)"]).popitem()[1]
+    )
+    assert len(set(plots._look([*plots.PALETTE, "plain"]).values())) == len(plots.PALETTE) + 1
+    assert plots._look(["mine"]) == plots._look(["mine"])
+
+
+def test_axes_end_where_accuracies_end() -> None:
+    low, high = plots._possible((-300.0, 300.0))
+    assert -5 < low <= 0 and 100 <= high < 105
+    assert plots._possible((20.0, 80.0)) == (20.0, 80.0)
+
+
 @pytest.mark.parametrize("name", ["accuracy", "agreement"])
 def test_equal_tables_give_equal_files(name: str, tmp_path: Path) -> None:
     first, again = (FIGURES[name](tmp_path / f"{i}" / name) for i in range(2))

@@ -119,6 +119,7 @@ def test_tables_agree_with_the_runs(runs: Path, tables: dict[str, Any]) -> None:
     assert 0 < entropy < math.log(10)
     pooled = tables["reliability"]["plain"]
     assert sum(b["count"] for b in pooled) == 2 * 359
+    assert tables["consistency"]["plain"]["distance"] < 0.93, "two views of one image are nearer than two images"
 
 
 def test_gate_weights_are_those_of_the_trained_gate(runs: Path, tables: dict[str, Any]) -> None:

@@ -324,7 +324,7 @@ def consistency(groups: Groups, source: Source) -> Iterator[Finding]:
     for label, group in groups.items():
         each = []
         for s in group:
-            a, b = (look(s.net, s.views, view) for view in (0, 1))
+            a, b = (look(s.net, s.views.epoch(0), view) for view in (0, 1))
             each.append(analysis.consistency(a.logits, b.logits, a.features, b.features))
         table[label] = analysis.average(each)
     says = f"KL between the views: {_each({k: t['kl'] for k, t in table.items()}, '{:.5f}')} nats"

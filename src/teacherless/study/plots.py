@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 Axes = Any  # matplotlib has no types that mypy --strict accepts
 BLACK, GRAY = "#000000", "#999999"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#999933", "#44AA99",
-           "#661100", "#6699CC")  # fmt: skip
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#882255", "#332288", "#999933", "#AA4499", "#661100",
+           "#44AA99", "#B15928")  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 PALETTE = dict(zip(("dml", "one", "ddgsd", "label-smoothing", "kd", "ps-kd", "tf-kd", "fitnets", "byot", "frskd",
                     "cs-kd", "snapshot"), COLOURS, strict=True))  # fmt: skip
@@ -459,12 +459,12 @@ def _possible(limits: tuple[float, float]) -> tuple[float, float]:
 
 
 def _legend(figure: Figure, ax: Axes) -> Figure:
-    """One legend for all panels, above them."""
+    """One legend for all panels, above them, in as many columns as there is room for."""
     handles, labels = ax.get_legend_handles_labels()
     if len(handles) > 1:
-        figure.legend(
-            handles, labels, loc="outside upper center", ncols=min(len(handles), 6), frameon=False, fontsize=9
-        )
+        inches = 0.6 + 0.08 * max(map(len, labels))  # of a column
+        columns = min(len(handles), max(1, int(figure.get_figwidth() / inches)))
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
     return figure
 
 

@@ -32,6 +32,14 @@ from teacherless.study.outcome import comparable
 from teacherless.training.folder import read_json
 from teacherless.training.step import pick_device
 
+NO_MATTER = {
+    "seed",
+    "data_dir",
+    "device",
+    "engine",
+    "workers",
+    "checkpoint_every",
+}  # runs that differ in these are alike
 log = logging.getLogger("teacherless.study.read_runs")
 SAMPLES = 2000  # training images, and test images for features; drawn by hash, the same for every run
 
@@ -135,7 +143,7 @@ def _load(folder: Path, trust_imports: bool) -> tuple[Run, dict[str, Any], str]:
 
 def _labels(bases: Sequence[str], found: Sequence[Run]) -> list[str]:
     """A cell's row or a run's method, and whatever sets its runs apart from others of that name."""
-    settings = [run.model_dump(mode="json", exclude={"seed", "data_dir", "device", "set"}) | run.set for run in found]
+    settings = [run.model_dump(mode="json", exclude={"set", *NO_MATTER}) | run.set for run in found]
     labels = []
     for base, own in zip(bases, settings, strict=True):
         others = [other for name, other in zip(bases, settings, strict=True) if name == base]

@@ -99,7 +99,6 @@ def test_every_dependency_has_code_behind_it() -> None:
     files = list(SRC.rglob("*.py"))
     found = {name.split(".")[0] for file in files for name in imports(file)}
     found |= {package for file in files for package in re.findall(r'extra\("(\w+)"', file.read_text())}
-    found |= {"timm", "torchvision"}  # models/foreign/by_name.py imports what `--student timm/…` says
     assert {modules.get(name, name) for name in (re.split("[>=<]", line)[0] for line in wanted)} <= found
 
 

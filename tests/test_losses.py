@@ -126,6 +126,17 @@ def test_mmd_is_the_squared_distance_of_the_batch_means() -> None:
     assert torch.autograd.gradcheck(losses.mmd, (a.requires_grad_(), b.requires_grad_()))
 
 
+def test_the_unbiased_mmd_is_right_on_average() -> None:
+    """Two views of an image are related; 12 at a time, the biased estimate is mostly noise, the other is not."""
+    g = torch.Generator().manual_seed(0)
+    image = torch.randn(4000, 12, 5, generator=g, dtype=torch.float64)
+    a, b = (image + shift + torch.randn(image.shape, generator=g, dtype=torch.float64) for shift in (0.0, 0.1))
+    truth, noise = 5 * 0.1**2, 5 * 2 / 12
+    biased = torch.stack([losses.mmd(x, y) for x, y in zip(a, b, strict=True)]).mean().item()
+    fair = torch.stack([losses.mmd(x, y, unbiased=True) for x, y in zip(a, b, strict=True)]).mean().item()
+    assert biased == pytest.approx(truth + noise, abs=0.03) and fair == pytest.approx(truth, abs=0.03)
+
+
 def test_mmd_sees_features_whose_grand_means_agree() -> None:
     """The mistake of the ports: a difference of two global scalar means is zero for quite different features."""
     a = torch.tensor([[1.0, -1.0], [1.0, -1.0]])

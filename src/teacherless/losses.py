@@ -145,21 +145,26 @@ def attention(a: Tensor, b: Tensor) -> Tensor:
     return (looks[0] - looks[1]).square().mean(1)
 
 
-def mmd(a: Tensor, b: Tensor) -> Tensor:
+def mmd(a: Tensor, b: Tensor, *, unbiased: bool = False) -> Tensor:
     """Squared maximum mean discrepancy with a linear kernel: ‖mean_i a_i - mean_i b_i‖².
 
     A statistic of two batches, **one number**, not one per sample (DDGSD, Xu & Liu 2019, eq. of MMD_emp): the squared
     L2 distance of the batch means, summed over features.
 
+    Even where the two distributions are one, its expectation is the variance of a_i - b_i divided by B, which at small
+    batches is most of it.
+
     Args:
-        a, b: `[B, D]` features.
+        a, b: `[B, D]` features, in pairs.
+        unbiased: without that share (Gretton et al. 2012, lemma 6): may be below 0, and needs two samples.
 
     Returns: a scalar.
     Raises: ValueError if the shapes differ or are not `[B, D]`.
     """
     if a.shape != b.shape or a.dim() != 2:
         raise ValueError(f"mmd: found shapes {list(a.shape)} and {list(b.shape)}; both must be one [B, D]")
-    return (full(a).mean(0) - full(b).mean(0)).square().sum()
+    distance = (full(a).mean(0) - full(b).mean(0)).square().sum()
+    return distance - (full(a) - full(b)).var(0).sum() / len(a) if unbiased else distance
 
 
 def _same_tail(name: str, found: Tensor, logits: Tensor) -> None:

@@ -24,6 +24,8 @@ Defaults:
 Where we differ from the paper, and from the authors' code:
     No code of the authors was found. MMD is the squared distance of two mean *vectors*, summed over features. Neither
     of the two ports found computes that: one takes the difference of two scalar means, about zero, one compares logits.
+    As in the paper it is the biased estimate, so what is logged is mostly sampling noise at small batches: once 0.126
+    for B = 12, where the unbiased one (`losses.mmd(a, b, unbiased=True)`) was 0.022.
     Variant `mse-logits` reproduces src/trainer.py with src/utils.py of youngerous/ddgsd-pytorch: the squared difference
     of each sample's logits, averaged over classes; KL averaged over classes instead of summed, so C times smaller;
     T = 3 without T²; no detach; one forward for each view. (Its views, flip only and crop only, are the data's affair.)

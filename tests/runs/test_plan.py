@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,9 +58,18 @@ def test_a_few_steps_and_no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert batches == [True] * 3
 
 
+def test_it_says_that_amp_stays_in_fp32(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("teacherless.training.step.fast_in_bf16", lambda device: False)
+    argv = ["plan", "plain", "--student", "small-cnn,width=4", "--train-samples", "128"]
+    for flag, said in (("--amp", "fp32, since this CPU has no bf16 instructions"), ("--amp-anyway", "bf16")):
+        assert main([*argv, flag, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["precision"] == said
+
+
 def test_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "dml", "--student", "small-cnn,width=4", "--peers", "2", "--train-samples", "128"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["parameters", "engine", "peak", "time", "cost"]
+    assert lines[1].endswith("loop, fp32")
     assert "would fit" not in "".join(lines)
     assert main(["plan", "dml", "--student", "small-cnn", "--engine", "graph"]) == 2

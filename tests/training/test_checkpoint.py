@@ -90,7 +90,7 @@ def contents(out: Path) -> dict[str, Any]:
 )
 def test_resume_is_the_same_bits(name: str, engine: str, amp: bool, tmp_path: Path) -> None:
     straight, halves, anywhere = tmp_path / "straight", tmp_path / "halves", tmp_path / "anywhere"
-    how = {"engine": engine, "amp": amp}
+    how = {"engine": engine, "amp_anyway": amp}
     fit(name, straight, **how)
     method = build(name)
     steps = 4 * method.share(4) * len(method.phases)

@@ -151,12 +151,44 @@ def test_amp_computes_in_bf16_and_the_rule_keeps_its_layers() -> None:
 def test_amp_is_written_down_and_trains(tmp_path: Path) -> None:
     method = tl.DML(tiny(0), tiny(1))
     data = [Batch((x,), y) for x, y in ((batch(i).inputs[0], batch(i).labels) for i in range(2))]
-    result = tl.train(method, data, epochs=2, out=tmp_path / "run", amp=True, quiet=True)
+    result = tl.train(method, data, epochs=2, out=tmp_path / "run", amp_anyway=True, quiet=True)
     assert result.history[-1]["train/loss"] < 10
     found = json.loads((tmp_path / "run" / "run.json").read_text())
     assert found["amp"] == {"dtype": "bfloat16", "fp32": []}
     assert found["engine"] == "loop"
     assert all(value.dtype != torch.bfloat16 for value in method.state_dict().values())
+
+
+def test_amp_stays_in_fp32_where_bf16_has_no_instructions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def go(name: str, has: dict[str, bool], **settings: Any) -> dict[str, Any]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+        tl.train(tl.Plain(tiny(0)), [batch(0)], epochs=settings.pop("epochs", 1), out=tmp_path / name, **settings)
+        return dict(json.loads((tmp_path / name / "run.json").read_text())["amp"] or {})
+
+    old, new = {"avx512_bf16": False, "avx2": True}, {"avx512_bf16": True}
+    assert go("old", old, amp=True)["dtype"] == "float32"
+    said = capsys.readouterr().out
+    assert said.count("this CPU has no bf16 instructions; --amp-anyway") == 1
+    assert go("new", new, amp=True) == go("arm", {"bf16": True}, amp=True) == {"dtype": "bfloat16", "fp32": []}
+    assert go("forced", old, amp_anyway=True)["dtype"] == "bfloat16"
+    assert go("none", old) == {}
+    assert "no bf16" not in capsys.readouterr().out
+    tl.train(tl.Plain(tiny(0)), [batch(0)], epochs=1, out=tmp_path / "fp32", quiet=True)
+    old_bits, fp32_bits = ((tmp_path / n / "students/student/model.safetensors").read_bytes() for n in ("old", "fp32"))
+    assert old_bits == fp32_bits
+
+
+def test_a_resumed_run_keeps_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, other in ((True, False), (False, True)):
+        monkeypatch.setattr("teacherless.training.step.fast_in_bf16", lambda _, has=has: has)
+        stored = Engine(tl.Plain(tiny(0)), Settings(amp=True), CPU)
+        monkeypatch.setattr("teacherless.training.step.fast_in_bf16", lambda _, other=other: other)
+        engine = Engine(tl.Plain(tiny(0)), Settings(amp=True), CPU)
+        assert engine.amp != stored.amp
+        engine.resume(stored.about())
+        assert (engine.amp, engine.precision, engine.about()) == (stored.amp, stored.precision, stored.about())
 
 
 # Threads --------------------------------------------------------------------------------------------------------------
@@ -174,7 +206,7 @@ def twenty_steps(engine: str, k: int, amp: bool, **options: Any) -> list[Tensor]
     torch.set_num_threads(1)
     method = tl.DML(*[tiny(i, width=4 + 2 * i) for i in range(k)], **options)
     data = [batch(i, 12, views=method.wants.views) for i in range(5)]
-    result = tl.train(method, data, epochs=4, lr=0.05, engine=engine, amp=amp, clip_grad=1.0, quiet=True)
+    result = tl.train(method, data, epochs=4, lr=0.05, engine=engine, amp_anyway=amp, clip_grad=1.0, quiet=True)
     seen = [[line[key] for key in line if key.startswith("train/")] for line in result.history]
     return [*weights(method), torch.tensor(seen, dtype=torch.float64)]
 
@@ -277,7 +309,7 @@ def test_auto_is_a_rule_of_nets_their_number_cores_and_precision(monkeypatch: py
     def chosen(cores: int = 2, nets: str = "resnet20 resnet20", amp: bool = True, device: str = "cpu") -> str:
         monkeypatch.setattr(threads, "cores", lambda: cores)
         each = [tl.create(net, num_classes=5, in_channels=1, seed=i) for i, net in enumerate(nets.split())]
-        return Engine(tl.DML(*each), Settings(amp=amp), torch.device(device)).name
+        return Engine(tl.DML(*each), Settings(amp_anyway=amp), torch.device(device)).name
 
     assert chosen() == chosen(nets="resnet20 " * 4) == "threads"
     others = [chosen(amp=False), chosen(cores=1), chosen(cores=4), chosen(device="cuda")]

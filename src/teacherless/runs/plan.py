@@ -45,6 +45,7 @@ class Plan:
         nets = method.students()
         inside = {id(p) for net in nets.values() for p in net.parameters()}
         self.engine = self.steps.engine.name
+        self.precision = self.steps.engine.precision
         self.students = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
         self.helpers = sum(p.numel() for p in method.parameters() if id(p) not in inside)  # trained, not shipped
         self.per_epoch = len(self.steps.data)  # steps

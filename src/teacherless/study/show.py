@@ -117,11 +117,13 @@ def plan(found: Plan, json: bool = False) -> None:
     from teacherless.study.watch import duration
 
     if json:
-        known = {key: getattr(found, key) for key in ("students", "helpers", "engine", "epochs", "per_epoch")}
+        known = {
+            key: getattr(found, key) for key in ("students", "helpers", "engine", "precision", "epochs", "per_epoch")
+        }
         return as_json(known | found.bill()._asdict())
     sizes = ", ".join(f"{name} {count:,}" for name, count in found.students.items())
     print(f"parameters      {sizes}; helpers that are not shipped {found.helpers:,}")
-    print(f"engine          {found.engine}{', bf16' if found.run.amp else ''}", flush=True)
+    print(f"engine          {found.engine}, {found.precision}", flush=True)
     bill = found.bill()
     print(f"peak memory     {'unknown' if bill.peak_bytes is None else f'{bill.peak_bytes / 2**30:.2f} GiB'}")
     print(f"time            {duration(bill.epoch_seconds)} an epoch ({found.per_epoch} steps of "

@@ -32,7 +32,7 @@ from teacherless.training import checkpoint, folder
 from teacherless.training.ema import Average
 from teacherless.training.record import Line, Recorder
 from teacherless.training.settings import Settings, SettingsDict, read
-from teacherless.training.step import Engine, make_optimizer, pick_device, rate, set_rates
+from teacherless.training.step import NO_BF16, Engine, make_optimizer, pick_device, rate, set_rates
 from teacherless.training.summary import Search, summarise
 
 
@@ -169,8 +169,8 @@ class Training:
             return self.finish(test, data_about, student_about, search)
         folder.open_folder(self.out, resume)
         stored = folder.read_json(self.out / "run.json") if resume else None
-        if stored and self.settings.engine == "auto":
-            self.engine.choose(stored["engine"])
+        if stored:
+            self.engine.resume(stored)
         now = {**_environment(self.device), **self.engine.about(), "data": data_about, "teacher": self._teacher_hash(),
                "epochs": self.epochs * len(self.method.phases),
                "settings": self.settings.model_dump(mode="json")}  # fmt: skip
@@ -190,6 +190,8 @@ class Training:
 
     def loop(self, signals: checkpoint.Signals | None = None) -> None:
         """All phases, all epochs, all batches, from wherever the state stands."""
+        if self.engine.refused:
+            self._say(f"--amp: {NO_BF16}; --amp-anyway trains in bf16 all the same")
         with self.recorder, self.engine:
             while True:
                 while self.epoch < self.epochs and not self.enough:

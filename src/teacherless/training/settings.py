@@ -46,6 +46,7 @@ class Settings(BaseModel):
         description="students in turn (loop), one per core (threads), a CUDA graph (graph); auto goes by a fixed rule",
     )
     amp: bool = Field(False, description="train in bfloat16 where that is fast; losses and weights stay in float32")
+    amp_anyway: bool = Field(False, description="as --amp, also on a CPU without bf16 instructions, where it is slow")
     checkpoint_every: str = Field(
         "10m", pattern=r"^[1-9]\d*[mes]$", description="10m, 2e or 500s: minutes, epochs, steps"
     )
@@ -81,6 +82,7 @@ class SettingsDict(TypedDict, total=False):
     device: str
     engine: Literal["auto", "loop", "threads", "graph"]
     amp: bool
+    amp_anyway: bool
     checkpoint_every: str
 
 

@@ -10,7 +10,7 @@ import ctypes
 import functools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -150,6 +150,20 @@ def channels_last(module: nn.Module) -> None:
             p.data = p.data.contiguous(memory_format=torch.channels_last)
 
 
+NO_BF16 = "fp32, since this CPU has no bf16 instructions"
+
+
+def fast_in_bf16(device: torch.device) -> bool:
+    """Whether a CPU has instructions for bf16: without them it takes longer than fp32. Other devices are taken at the
+    user's word."""
+    if device.type != "cpu":
+        return True
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older torch
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16"))  # x86, then ARM
+
+
 def slow_in_bf16(module: nn.Module, device: torch.device) -> dict[str, nn.Conv2d]:
     """The layers that stay in fp32 under `amp`: on a CPU, depthwise convolutions with a stride, whose bf16 gradient is
     a reference kernel, 30 times slower. A fixed rule, so that a run does not depend on a clock."""
@@ -188,17 +202,20 @@ class Engine:
 
     Args:
         method: what is trained.
-        settings: engine, amp, clip_grad.
+        settings: engine, amp, amp_anyway, clip_grad.
         device: where.
 
     Raises: InputError for threads and graph where they cannot be.
     """
 
     def __init__(self, method: Method, settings: Settings, device: torch.device) -> None:
-        self.method, self.clip, self.amp, self.device = method, settings.clip_grad, settings.amp, device
-        self.kept = slow_in_bf16(method, device) if settings.amp else {}
+        self.method, self.clip, self.device = method, settings.clip_grad, device
+        self.amp = settings.amp_anyway or (settings.amp and fast_in_bf16(device))
+        self.refused = settings.amp and not self.amp  # bf16 was asked for and is not done
+        self.kept = slow_in_bf16(method, device) if self.amp else {}
         self._threads: Threads | None = None
         self._graph: Graph | None = None
+        self.automatic = settings.engine == "auto"
         self.choose(settings.engine)
         channels_last(method)
 
@@ -218,7 +235,21 @@ class Engine:
 
     def about(self) -> dict[str, Any]:
         """What run.json says of it."""
-        return {"engine": self.name, "amp": {"dtype": "bfloat16", "fp32": list(self.kept)} if self.amp else None}
+        amp = {"dtype": "bfloat16", "fp32": list(self.kept)} if self.amp else None
+        return {"engine": self.name, "amp": {"dtype": "float32", "why": NO_BF16} if self.refused else amp}
+
+    @property
+    def precision(self) -> str:
+        """`bf16`, `fp32`, or why it is not bf16."""
+        return NO_BF16 if self.refused else "bf16" if self.amp else "fp32"
+
+    def resume(self, stored: Mapping[str, Any]) -> None:
+        """Compute as the run that goes on did, whatever this machine is good at."""
+        self.amp = (stored["amp"] or {}).get("dtype") == "bfloat16"
+        self.refused = stored["amp"] is not None and not self.amp
+        self.kept = slow_in_bf16(self.method, self.device) if self.amp else {}
+        if self.automatic:
+            self.choose(stored["engine"])
 
     def __enter__(self) -> Engine:
         self._undo = contextlib.ExitStack()

@@ -209,7 +209,7 @@ def test_the_whole_of_train_with_phases(tmp_path: Any, monkeypatch: pytest.Monke
 
 
 def test_graph_is_refused_where_there_is_no_gpu() -> None:
-    with pytest.raises(InputError, match="^engine: found graph, but the device is cpu; it needs"):
+    with pytest.raises(InputError, match=r"^engine: found graph, but the device is cpu; it needs"):
         tl.train(build("dml"), [batch()], engine="graph", device="cpu", quiet=True)
 
 

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from teacherless.data.views import Views as Views
     from teacherless.errors import Diverged as Diverged
     from teacherless.errors import InputError as InputError
     from teacherless.evaluation.metrics import evaluate as evaluate
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "data.views": ["Views"],
     "errors": ["Diverged", "InputError"],
     "evaluation.metrics": ["evaluate"],
     "method": ["Batch", "Method", "Output", "Progress", "Wants", "progress"],

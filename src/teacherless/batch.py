@@ -41,7 +41,7 @@ def as_batch(item: Any) -> Batch:
 
     Raises: InputError for anything else, and for labels that are neither class ids nor shares of classes.
     """
-    x, y, index = _parts(item)
+    x, y, index = parts(item)
     inputs = tuple(map(as_input, x)) if isinstance(x, (tuple, list)) else (as_input(x),)
     if not inputs:
         raise InputError(f"data: found no input; must be {SHAPES}")
@@ -53,7 +53,7 @@ def as_batch(item: Any) -> Batch:
     return Batch(inputs, labels, None if index is None else _tensor(index).long())
 
 
-def _parts(item: Any) -> tuple[Any, Any, Any]:
+def parts(item: Any) -> tuple[Any, Any, Any]:
     """Inputs, labels and maybe the index."""
     if isinstance(item, Batch):
         return item

@@ -22,12 +22,14 @@ def net(width: int) -> nn.Module:
 
 method = tl.DML(net(16), net(24))
 optimizer = torch.optim.SGD(method.param_groups(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+progress = tl.progress(epochs=12)
 for epoch in range(12):
     for rows in torch.randperm(len(train_x)).split(64):
-        out = method(tl.Batch((train_x[rows],), train_y[rows]))
-        optimizer.zero_grad()
-        out.loss.backward()
-        optimizer.step()
+        for out in method.steps((train_x[rows], train_y[rows]), progress):  # one step, or one for each student in turn
+            optimizer.zero_grad()
+            out.loss.backward()
+            optimizer.step()
+    progress.advance()
     print(epoch, {name: round(term.item(), 3) for name, term in out.terms.items()})
 
 with torch.no_grad():

@@ -9,6 +9,7 @@ up to the loss. `students()` is what is shipped: plain networks with the plain a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -99,7 +100,9 @@ class Method(nn.Module):
     def _check(self, batch: Batch, progress: Progress | None) -> None:
         check_wants(self.wants, batch)
         if not torch.compiler.is_compiling() and not self._checked:
-            check_values(batch)
+            network.check_ready(self)
+            with suppress(RuntimeError):  # inside torch.func no value can be read
+                check_values(batch)
             self._checked = True
         loop = "for out in method.steps(batch, progress): ..., with progress = tl.progress(epochs=...)"
         if self.phase not in self.phases:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from teacherless.batch import Batch, Input, leaves
 from teacherless.errors import InputError
@@ -26,6 +27,27 @@ def call(net: nn.Module, x: Input) -> Tensor:
             raise InputError(why) from error
         raise
     return read_logits(output, getattr(net, "name", type(net).__name__))
+
+
+def check_ready(net: nn.Module) -> None:
+    """Raises: InputError for parameters that have no values: of lazy layers, or on the meta device."""
+    for key, parameter in net.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise InputError(f"{type(net).__name__}: {key} is of a lazy layer, which has no weights yet; run a batch "
+                             "through the network first")  # fmt: skip
+        if parameter.is_meta:
+            raise InputError(f"{type(net).__name__}: {key} is on the meta device, which holds no weights; give it some "
+                             "first: net.to_empty(device=...) and its weights")  # fmt: skip
+
+
+def drawing_layer(net: nn.Module) -> str | None:
+    """The path of the first layer that draws random numbers in training: dropout of any kind, drop path."""
+    for path, layer in net.named_modules():
+        kind = type(layer).__name__.lower()
+        rate = getattr(layer, "p", getattr(layer, "drop_prob", 1.0))
+        if isinstance(layer, nn.RReLU) or (("drop" in kind or "stochasticdepth" in kind) and rate > 0):
+            return str(path)
+    return None
 
 
 def arguments(x: Input) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:

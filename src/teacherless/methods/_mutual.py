@@ -61,12 +61,17 @@ class _Mutual(torch.autograd.Function):
     Logits `[N, C]`, labels `[N]`, others `[N, C+1]`; p and log p `[N, C]`, or None to make them a slice at a time.
     """
 
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        z, y, others, ctx.smoothing, p, _ = inputs
+        ctx.save_for_backward(z, y, others, p)
+
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, y: Tensor, others: Tensor, smoothing: float, p: Tensor | None, log_p: Tensor | None
+        z: Tensor, y: Tensor, others: Tensor, smoothing: float, p: Tensor | None, log_p: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(z, y, others, p)
-        ctx.smoothing = smoothing
         ce, mimicry = [], []
         for rows in _slices(z) if log_p is None else [slice(None)]:
             here = losses.log_probs(z[rows]) if log_p is None else log_p

@@ -29,7 +29,10 @@ class Frozen:
     `.train()` call and no DDP bucket. It follows its input's device, and its dtype where that is a float."""
 
     def __init__(self, net: nn.Module) -> None:
-        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+        with torch.no_grad():  # a scripted module's copy would have a gradient, and it has no requires_grad_
+            self.net = copy.deepcopy(net).eval()
+        for parameter in self.net.parameters():
+            parameter.requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, x: Input) -> Tensor:

@@ -67,7 +67,7 @@ from teacherless.method import Batch, Exchange, Method, Output, Progress, Wants
 from teacherless.methods import _checks as checks
 from teacherless.methods._mutual import mutual
 from teacherless.methods._parts import MeanProbability, ramp
-from teacherless.network import arguments, call, read_logits
+from teacherless.network import arguments, call, check_ready, drawing_layer, read_logits
 
 Gather = Callable[[Tensor], tuple[Tensor, slice]]
 
@@ -79,6 +79,8 @@ def mean_of_others(own: Tensor) -> Tensor:
     """
     rest = len(own) - 1
     total = reduce(Tensor.add_, own[1:].unbind(0), own[0].clone()).div_(rest)
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(own):
+        return torch.sub(total, own, alpha=1 / rest)  # vmap knows no out=
     return torch.sub(total, own, alpha=1 / rest, out=own)
 
 
@@ -173,6 +175,9 @@ class DML(Method):
             raise InputError(f"topology: found {topology!r} with views={views}; several views need 'complete'")
         if views == 1:
             _refuse_equal(peers)
+        if update == "in_turn" and any(isinstance(part, torch.jit.ScriptModule) for p in peers for part in p.modules()):
+            raise InputError("update: found 'in_turn' with a scripted peer, whose buffers would move while it "
+                             "only predicts; give the module it was made of, or update='simultaneous'")  # fmt: skip
         self.peers = nn.ModuleList(peers)
         self.temperature, self.update, self.views = temperature, update, views
         self.weight, self.ramp_epochs, self.mimicry, self.reduce = weight, ramp_epochs, mimicry, reduce
@@ -287,11 +292,11 @@ def _neg_entropy(probs: Tensor) -> Tensor:
 def _refuse_equal(peers: Sequence[nn.Module]) -> None:
     """Peers with equal weights predict the same and teach each other nothing, unless dropout sets them apart."""
     for i, a in enumerate(peers):
+        check_ready(a)
         for j, b in enumerate(peers[:i]):
             if a is b:
                 raise InputError(f"dml: peers {j} and {i} are one and the same network; give each peer its own")
-            drops = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in a.modules())
-            if not drops and _equal(a, b):
+            if drawing_layer(a) is None and _equal(a, b):
                 raise InputError(
                     f"dml: peers {j} and {i} start with equal weights, so they would stay equal and learn nothing from "
                     "each other; start each from its own seed, or break the symmetry by dropout or views=2"

@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from teacherless import losses
 from teacherless.method import Batch, Method, Output, Progress, Wants
 from teacherless.methods import _checks as checks
-from teacherless.network import call
+from teacherless.network import call, check_ready
 
 
 class PSKD(Method):
@@ -81,6 +81,7 @@ class PSKD(Method):
         checks.share(alpha=alpha)
         checks.one_of(("label", "zero"), unseen=unseen)
         self.student, self.alpha, self.unseen = student, alpha, unseen
+        check_ready(student)
         like = next(student.parameters(), torch.empty(0))
         self.memory = like.new_zeros(num_samples, num_classes).requires_grad_(False)
 

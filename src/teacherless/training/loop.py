@@ -27,7 +27,7 @@ from teacherless.evaluation.metrics import evaluate, evaluating
 from teacherless.method import Batch, Method, Progress, Wants
 from teacherless.methods._parts import Frozen
 from teacherless.models.files import CONFIG, WEIGHTS, load_weights, save_student
-from teacherless.network import call
+from teacherless.network import call, check_ready
 from teacherless.training import checkpoint, folder
 from teacherless.training.ema import Average
 from teacherless.training.record import Line, Recorder
@@ -131,6 +131,7 @@ class Training:
             if self.per_epoch is None:
                 raise InputError("--steps: the training data has no length; give epochs instead")
             self.epochs = math.ceil(self.steps / self.per_epoch)
+        check_ready(method)
         method.to(self.device)
         self.engine = Engine(method, settings, self.device)
         self.students = method.students()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from teacherless import losses
 from teacherless.errors import InputError, unknown
 from teacherless.method import Batch, Method, Output, Progress
+from teacherless.network import drawing_layer
 from teacherless.training.engines import threads
 from teacherless.training.engines.graph import Graph
 from teacherless.training.engines.threads import Threads
@@ -285,7 +286,7 @@ class Engine:
 
         students = self.method.students()
         apart = [] if self.method.shard(range(len(students)), lambda own: own) is None else list(students.values())
-        return Graph(one, optimizer, apart, draws=threads.draws(self.method) is not None)
+        return Graph(one, optimizer, apart, draws=drawing_layer(self.method) is not None)
 
 
 def why_not_threads(method: Method, device: torch.device) -> str | None:
@@ -294,7 +295,7 @@ def why_not_threads(method: Method, device: torch.device) -> str | None:
         return f"the device is {device.type}, not the CPU"
     if method.shard(range(len(method.students())), lambda own: own) is None:
         return "the method, with these options, does not split by students (simultaneous dml, complete topology, does)"
-    layer = threads.draws(method)
+    layer = drawing_layer(method)
     return f"{layer} draws random numbers, which would come in any order" if layer else None
 
 

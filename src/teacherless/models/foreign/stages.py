@@ -47,6 +47,17 @@ def watching(net: nn.Module, calls: dict[str, Call]) -> Iterator[None]:
         yield
 
 
+def timm_stages(net: nn.Module) -> list[str]:
+    """The stages that a network of timm names itself: the last four sizes, or four blocks where there is one size."""
+    known = [(info["module"], info["reduction"]) for info in getattr(net, "feature_info", None) or ()
+             if isinstance(info, Mapping) and {"module", "reduction"} <= info.keys()]  # fmt: skip
+    paths = [path for path, _ in known]
+    if len({size for _, size in known}) > 1:
+        return paths[-4:]
+    parts = min(4, len(paths))
+    return [paths[(i + 1) * len(paths) // parts - 1] for i in range(parts)]
+
+
 def default_stages(net: nn.Module, calls: Mapping[str, Call], head: str, batch: int) -> list[str]:
     """Where the maps of a network shrink: the path of the last module of every size, of the last four sizes.
 

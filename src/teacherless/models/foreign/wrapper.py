@@ -1,8 +1,9 @@
 """A network somebody else wrote, as methods need it, and never edited.
 
 `Foreign` stands around a network: it has the network's keys, reads logits from whatever it returns, and looks inside by
-hooks. Stages are module paths. Where none are named, they are the last modules before the maps shrink; of a
-transformer, four of its blocks.
+hooks. Stages are module paths. Where none are named, they are those that timm names of its networks, or the last
+modules before the maps shrink; of a transformer, four of its blocks. Tokens are a map too: of an image a grid, of a
+text a line.
 
 A network is cut after a stage, for ONE, without a word about how its modules are wired. The trunk runs the network's
 own `forward` up to that stage and keeps what every module on the way answered. A branch runs `forward` again from the
@@ -14,15 +15,16 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from teacherless.batch import Input, as_input, mapped
+from teacherless.batch import Input, as_input, leaves, mapped
 from teacherless.errors import InputError, first_line
 from teacherless.models.foreign.stages import (
     Call,
@@ -32,6 +34,7 @@ from teacherless.models.foreign.stages import (
     first_tensor,
     is_layer,
     join,
+    timm_stages,
     watching,
 )
 from teacherless.models.staged import Insides, Look, at_rest, fresh
@@ -71,6 +74,7 @@ class Anatomy(NamedTuple):
     stages: list[str]
     head: str
     logits: torch.Size
+    image: bool  # what it reads is [B, C, H, W]
 
 
 class Heard(NamedTuple):
@@ -138,12 +142,23 @@ class Foreign(Insides):
     @cached_property
     def anatomy(self) -> Anatomy:
         """What there is to know of its insides. Raises: InputError if it reads no example, or stages do not follow."""
-        calls, logits = self._trace()
-        leaves = [path for path, module in self.net.named_modules() if path in calls and is_layer(module)]
-        if not leaves:
+        try:
+            return self._look_inside()
+        except AttributeError as error:  # a property that raises one would be said to be missing
+            raise InputError(f"{self.name}: cannot look inside ({first_line(error)})") from error
+
+    def _look_inside(self) -> Anatomy:
+        calls, logits, image = self._trace()
+        layers = [path for path, module in self.net.named_modules() if path in calls and is_layer(module)]
+        if not layers:
             raise InputError(f"{self.name}: has no layers inside that could be a stage or a head")
-        head = max(leaves, key=lambda path: calls[path].ended)
-        found = Anatomy(calls, self.named or default_stages(self.net, calls, head, logits[0]), head, logits)
+        head = max(layers, key=lambda path: calls[path].ended)
+        for stages in filter(None, (self.named, timm_stages(self.net))):
+            found = Anatomy(calls, stages, head, logits, image)
+            with suppress(*() if self.named else (InputError,)):  # what timm names may not do
+                self._check(found)
+                return found
+        found = Anatomy(calls, default_stages(self.net, calls, head, logits[0]), head, logits, image)
         self._check(found)
         return found
 
@@ -165,11 +180,24 @@ class Foreign(Insides):
 
     @property
     def maps(self) -> bool:
-        """Whether every stage gives a map; tokens are none."""
-        return all(len(_said(self.anatomy, stage)) == 4 for stage in self.anatomy.stages)
+        """Whether every stage gives a map, or tokens that can be one."""
+        shapes = [_said(self.anatomy, stage) for stage in self.anatomy.stages]
+        return all(len(shape) == 4 or (len(shape) == 3 and self._grid(shape[1]) is not None) for shape in shapes)
+
+    def _grid(self, tokens: int) -> tuple[int, int, int] | None:
+        """How many tokens (of class, registers) come before the grid, and its sides; a line where it is no image."""
+        if not self.anatomy.image:
+            return 0, tokens, 1
+        known = getattr(self.net, "num_prefix_tokens", None)
+        for before in range(6) if known is None else [known]:
+            side = math.isqrt(max(0, tokens - before))
+            if side and side**2 == tokens - before:
+                return before, side, side
+        return None
 
     def look(self, x: Input) -> Look:
         """Maps, embedding and logits of `[B, ...]`, in one pass."""
+        _one_graph_cannot()
         found: dict[str, Tensor] = {}
         embedding: list[Tensor] = []
         with ExitStack() as hooks:
@@ -197,12 +225,12 @@ class Foreign(Insides):
         return pool, nn.Linear(self.channels[-1], self.anatomy.logits[1])
 
     def trunk(self, stages: int) -> Trunk:
-        """The first `stages` stages. Registers nothing: a branch has the network."""
+        """The first `stages` stages, and what a container of modules on both sides holds itself."""
         return Trunk(self, stages)
 
     def branch(self, stages: int) -> Branch:
-        """The network after the first `stages` stages; the module holds all of it."""
-        return Branch(self)
+        """The network after the first `stages` stages."""
+        return Branch(self, stages)
 
     def split_map(self, trunk_output: Heard) -> Tensor:
         """The last stage's map in what `trunk` returns."""
@@ -218,6 +246,9 @@ class Foreign(Insides):
         memo: dict[int, Any] = {id(t): t for t in _tensors(self.net) if id(t) not in theirs}
         memo |= {id(module): module for module in map(self.net.get_submodule, shared)}
         other = copy.deepcopy(self, memo)
+        for path in self._across(stages):  # one dict for all, so that a move is everyone's
+            mine, its = self.net.get_submodule(path), other.net.get_submodule(path)
+            its._parameters, its._buffers = mine._parameters, mine._buffers
         donor = self._build() if self._build else None
         for path in [self.anatomy.head] if copy_init else own:
             module = other.net.get_submodule(path)
@@ -229,14 +260,16 @@ class Foreign(Insides):
 
     # How it is looked into -------------------------------------------------------------------------------------------
 
-    def _trace(self) -> tuple[dict[str, Call], torch.Size]:
-        """Run an example and note when every module ran; and the shape of the logits."""
+    def _trace(self) -> tuple[dict[str, Call], torch.Size, bool]:
+        """Run an example and note when every module ran; the shape of the logits; whether it was an image."""
+        if isinstance(self.net, torch.jit.ScriptModule):
+            raise InputError(f"{self.name}: is scripted, so it cannot be looked into; give the module it was made of")
         reason = ""
         for x in self._examples():
             calls: dict[str, Call] = {}
             try:
                 with at_rest(self), watching(self.net, calls):
-                    return calls, call(self, x).shape
+                    return calls, call(self, x).shape, next(leaves(x)).dim() == 4
             except InputError:
                 raise
             except Exception as error:  # a foreign network may raise anything; another size may do
@@ -297,7 +330,16 @@ class Foreign(Insides):
         sort("", self.net)
         return before, after
 
+    def _across(self, stages: int) -> list[str]:
+        """Paths of the containers of modules on both sides."""
+        within = tuple(f"{path}." if path else "" for side in self._cut(stages) for path in side)
+        whole = {path for side in self._cut(stages) for path in side}
+        return [path for path, _ in self.net.named_modules() if path not in whole and not f"{path}.".startswith(within)]
+
     def _as_map(self, stage: str, output: Tensor) -> Tensor:
+        if output.dim() == 3 and (grid := self._grid(output.shape[1])):
+            before, height, width = grid
+            return output[:, before:].transpose(1, 2).reshape(len(output), -1, height, width)
         return output.permute(0, 3, 1, 2) if channels_last(_said(self.anatomy, stage)) else output
 
     def _on_exit(self, path: str, use: Callable[[Tensor], None]) -> Callable[[], None]:
@@ -333,11 +375,15 @@ class Trunk(nn.Module):
         self._stage = foreign.anatomy.stages[stages - 1]
         calls = foreign.anatomy.calls
         end = calls[self._stage].ended
-        self._before = [path for path in foreign._cut(stages)[0] if path in calls and calls[path].ended <= end]
+        before = foreign._cut(stages)[0]
+        self._before = [path for path in before if path in calls and calls[path].ended <= end]
+        self.modules_before = nn.ModuleList(map(foreign.net.get_submodule, before))
+        self.across = nn.ModuleList(Holder(foreign.net.get_submodule(path)) for path in foreign._across(stages))
 
     def forward(self, x: Input) -> Heard:
         """`[B, ...]` -> the stage's map, and what every module said."""
         (foreign,) = self._foreign
+        _one_graph_cannot()
         answers: dict[str, list[Any]] = {path: [] for path in self._before}
         with ExitStack() as hooks:
             for path, said in answers.items():
@@ -352,16 +398,17 @@ class Trunk(nn.Module):
 class Branch(nn.Module):
     """A foreign network after a stage: its own `forward`, in which the trunk's modules repeat what they said."""
 
-    def __init__(self, foreign: Foreign) -> None:
+    def __init__(self, foreign: Foreign, stages: int) -> None:
         super().__init__()
-        self.foreign = foreign
+        self._foreign = (foreign,)  # a tuple: not registered
+        self.modules_after = nn.ModuleList(map(foreign.net.get_submodule, foreign._cut(stages)[1]))
 
     def forward(self, heard: Heard) -> Tensor:
         """What a trunk said -> logits `[B, C]`.
 
         Raises: InputError if the network changes a shared map in place: the next branch would read the changed one.
         """
-        foreign = self.foreign
+        (foreign,) = self._foreign
         versions = {path: _versions(said) for path, said in heard.answers.items()}
         with repeating({foreign.net.get_submodule(path): said for path, said in heard.answers.items()}):
             logits = call(foreign, heard.x)
@@ -370,6 +417,21 @@ class Branch(nn.Module):
                 raise InputError(f"{foreign.name}: changes the output of {path!r} in place after the split, so "
                                  "branches cannot share it; split elsewhere")  # fmt: skip
         return logits
+
+
+def _one_graph_cannot() -> None:
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break("stages of somebody else's network are read by hooks, which no graph can hold; "
+                                  "compile without fullgraph=True")  # fmt: skip
+
+
+class Holder(nn.Module):
+    """What a container of modules holds itself: its very own tensors, without the modules."""
+
+    def __init__(self, container: nn.Module) -> None:
+        super().__init__()
+        self._parameters, self._buffers = container._parameters, container._buffers
+        self._non_persistent_buffers_set = container._non_persistent_buffers_set
 
 
 class _Reached(Exception):

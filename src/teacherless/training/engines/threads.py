@@ -32,14 +32,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def draws(method: nn.Module) -> str | None:
-    """The first layer that draws random numbers while training: in threads they would come in any order."""
-    for name, layer in method.named_modules():
-        if isinstance(layer, (nn.modules.dropout._DropoutNd, nn.RReLU)) and getattr(layer, "p", 1.0) > 0:
-            return str(name)
-    return None
-
-
 @contextlib.contextmanager
 def one_thread_each() -> Iterator[None]:
     """One thread per operation, everywhere: the setting is global, and mixed settings make threads fight for cores."""

@@ -120,6 +120,19 @@ def test_labels_of_mixed_images_are_shares_of_classes(name: str) -> None:
 
 
 @every_method
+def test_class_weights_are_in_every_cross_entropy_with_labels(name: str) -> None:
+    """And in nothing else: what is learnt from others does not know the classes' sizes."""
+    for method, same in zip(each_phase(name), each_phase(name), strict=True):
+        batch = data(method)
+        classes = batch.labels.max().item() + 1
+        plain = same(batch, Progress()).terms
+        method.class_weights = torch.full((classes,), 3.0)
+        for term, value in method(batch, Progress()).terms.items():
+            factor = 3 if term.startswith("ce") or (term == "past") else 1  # before there is a past, the label is it
+            assert torch.allclose(value, factor * plain[term], rtol=1e-4), term
+
+
+@every_method
 def test_gradient_routing(name: str) -> None:
     for method in each_phase(name):
         out = method(data(method), Progress(epoch=torch.tensor(1), epochs=torch.tensor(3)))

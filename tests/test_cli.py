@@ -69,7 +69,7 @@ def test_run_folder(finished: Path) -> None:
     }
     assert summary["students"].keys() == {"peer0", "peer1"}
     for row in summary["students"].values():
-        assert row.keys() == {"params", "val_top1", "test_top1", "test_nll", "test_ece"}
+        assert row.keys() == {"params", "val_top1", "test_top1", "test_balanced", "test_nll", "test_ece"}
         assert 50 < row["test_top1"] <= 100
     best = max(summary["students"].values(), key=lambda row: row["val_top1"])
     assert summary["students"][summary["chosen"]]["val_top1"] == best["val_top1"]

@@ -143,6 +143,12 @@ def check_values(batch: Batch) -> None:
                              "(a sample of several classes, multi-label, cannot be trained)")  # fmt: skip
 
 
+def weighted(labels: Tensor, weights: Tensor) -> Tensor:
+    """Labels that give each sample the weight of its class in every cross-entropy. `[B] or [B, C], [C] -> [B, C]`."""
+    shares = labels if labels.dim() == 2 else torch.nn.functional.one_hot(labels, len(weights))
+    return shares * weights.to(labels.device)
+
+
 def leaves(x: Input) -> Iterator[Tensor]:
     """Every tensor of an input."""
     return iter((x,) if isinstance(x, Tensor) else x.values() if isinstance(x, Mapping) else x)

@@ -45,7 +45,7 @@ lists = App(
 app.command(lists)
 
 _SHORT = {"batch_size": ("--batch-size", "-b"), "workers": ("--workers", "-j")}
-_DATA = ("data_dir", "img_size", "val_fraction", "train_samples", "aug")
+_DATA = ("data_dir", "img_size", "fit", "val_fraction", "train_samples", "aug")
 
 
 def _flags(*names: str) -> Any:
@@ -384,23 +384,27 @@ def list_models(name: str | None = None, /, *, json: Json = False) -> None:
 def list_data(
     name: str | None = None, /, *, flags: SomeFlags = DataFlags(), show: Path | None = None, json: Json = False
 ) -> None:
-    """The data sets; with NAME all about one.
+    """The data sets; with NAME all about one, of a folder its classes, counts, sizes, split and unreadable files.
 
     Parameters
     ----------
     name
-        one of them; for --show also a folder of images.
+        one of them, or a folder of images.
     show
         write a picture of training images, two views of each side by side.
     """
     from teacherless import data
+    from teacherless.runs.build import load_source
+    from teacherless.study import show as screen
 
-    if show is not None and name is not None:
-        run = _merged("plain", flags)
-        data.contact_sheet(data.load(name, data_dir=run.data_dir, img_size=run.img_size, aug=run.aug), show)
-        return
-    if given := [*_given(flags), *(["--show"] if show else [])]:
-        raise InputError(f"{given[0]}: is of `teacherless list data NAME --show PICTURE`")
+    run, given = _merged("plain", flags), [*_given(flags), *(["--show"] if show else [])]
+    if name is None and given:
+        raise InputError(f"{given[0]}: is of `teacherless list data NAME`")
+    if name is not None and (show is not None or name not in data.SOURCES):
+        source = load_source(run.model_copy(update={"data": name}), quiet=True)
+        if show is not None:
+            return data.contact_sheet(source, show)
+        return screen.source(source, data.survey(name, run.data_dir), json)
     cards = {key: (value.__doc__ or "").strip() for key, value in data.SOURCES.items()}
     _show_cards("data", cards, name, json)
 

@@ -49,7 +49,8 @@ def nll(log_p: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         found = -(full(labels) * log_p).sum(-1)
     else:
         found = -log_p.gather(-1, labels.expand(log_p.shape[:-1]).unsqueeze(-1)).squeeze(-1)
-    return found if smoothing == 0 else (1 - smoothing) * found - smoothing * log_p.mean(-1)
+    whole = labels.sum(-1) if labels.dim() == 2 else 1  # of weighted classes, the weight
+    return found if smoothing == 0 else (1 - smoothing) * found - smoothing * whole * log_p.mean(-1)
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -107,7 +108,8 @@ def virtual_teacher(labels: Tensor, like: Tensor, correct: float) -> Tensor:
     """
     rest = (1 - correct) / (like.shape[-1] - 1)
     if labels.dim() == 2:
-        return rest + (correct - rest) * labels.to(like)
+        shares = labels.to(like)
+        return rest + (correct - rest) * shares / shares.sum(-1, keepdim=True)  # of weighted classes, too
     return torch.full_like(like, rest, requires_grad=False).scatter(-1, labels.unsqueeze(-1), correct)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from teacherless import network
 from teacherless.batch import Batch as Batch
 from teacherless.batch import Wants as Wants
-from teacherless.batch import as_batch, check_values, check_wants
+from teacherless.batch import as_batch, check_values, check_wants, weighted
 from teacherless.errors import InputError
 
 
@@ -72,6 +72,7 @@ class Method(nn.Module):
     wants: Wants = Wants()
     turns: int = 1  # optimizer steps per batch
     needs_progress: bool = False  # a weight changes from epoch to epoch
+    class_weights: Tensor | None = None  # [C], in every cross-entropy with labels; `--class-weights` sets it
     smoothing: float = 0.0  # of the labels, in every cross-entropy with labels; `--smoothing` sets it
     _checked: bool = False  # the first batch's values
 
@@ -89,6 +90,8 @@ class Method(nn.Module):
             *given, progress = given  # type: ignore[assignment]
         batch = as_batch(given[0] if len(given) == 1 else tuple(given))
         self._check(batch, progress)
+        if self.class_weights is not None:
+            batch = batch._replace(labels=weighted(batch.labels, self.class_weights))
         try:
             output: Output = super().__call__(batch, Progress() if progress is None else progress)
         except (RuntimeError, TypeError, ValueError) as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
@@ -66,6 +66,7 @@ class Config(TypedDict):
     classes: NotRequired[Annotated[list[str], Field(min_length=1)]]
     input_size: NotRequired[tuple[Side, Side]]
     channels: NotRequired[Annotated[int, Field(ge=1, le=1024)]]
+    fit: NotRequired[Literal["squash", "crop", "crop-0.875"]]
     mean: NotRequired[list[Number]]
     std: NotRequired[list[Annotated[Number, Field(gt=0)]]]
 

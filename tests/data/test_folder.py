@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import shutil
 import struct
@@ -17,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from teacherless.cli import main
 from teacherless.data import Files, Loader, Resident, images, load
 from teacherless.data import folder as module
 from teacherless.data.images import Unreadable, glance, read
@@ -392,3 +394,83 @@ def test_a_class_that_is_gone(tmp_path: Path) -> None:
     assert all((b.labels == 0).all() for b in batches(source.train)), "an evaluation goes on without"
     assert isinstance(source.train, Files)
     assert len(source.train.sample(torch.arange(len(source.train)))) == int((source.train.labels == 0).sum())
+
+
+# --- what is said of it
+
+
+def test_fit(tmp_path: Path) -> None:
+    """A photo twice as wide as tall: squashed it keeps its sides, cropped it loses them."""
+    root = photos(tmp_path / "p", classes=2, each=4)
+    wide = Image.new("RGB", (80, 40), GREEN)
+    wide.paste(RED, (0, 0, 20, 40))
+    for where in root.iterdir():
+        for file in where.iterdir():
+            wide.save(file)
+    for fit, red in (("squash", True), (None, True), ("crop", False), ("crop-0.875", False)):
+        source = load(str(root), img_size=8, fit=fit)
+        assert isinstance(source.train, Resident) and source.fit == (fit or "squash")
+        left = source.train.images[0, 4, 0].tolist()
+        assert (left == list(RED)) is red, "the 40 x 40 in the middle begin where red ends"
+
+
+def test_what_a_source_says_of_itself(tmp_path: Path) -> None:
+    assert str(load(str(photos(tmp_path / "p")), img_size=8)) == "30 images, 3 classes: 22 train, 2 val, 6 test, 8x8"
+    assert str(load("digits", val_fraction=0)) == "1,797 images, 10 classes: 1,438 train, 359 test, 8x8"
+
+
+def test_list_data_knows_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = awkward(tmp_path / "photos")
+    (root / "class3").rename(root / "[bold]")
+    assert main(["list", "data", str(root)]) == 0
+    shown = capsys.readouterr().out
+    assert "310 images, 5 classes: 223 train, 25 val, 62 test, 64x64" in shown
+    assert "smallest 1x1, median 20x16, largest 6000x4000; read as 64x64 by squash" in shown
+    assert shown.count("cannot be read: ") == 4 and "cannot be read: class1/zero.png: empty file" in shown
+    (row,) = [line for line in shown.splitlines() if "[bold]" in line]
+    assert sum(map(int, row.split()[1:])) == 62
+    assert main(["list", "data", str(root / "nowhere")]) == 2
+    assert main(["list", "data", "digit"]) == 2
+    assert "did you mean 'digits'" in capsys.readouterr().err
+
+
+TINY = ["--student", "small-cnn,width=4", "--img-size", "8", "--steps", "2", "-b", "8"]
+
+
+def test_what_cannot_be_read_is_in_the_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = awkward(tmp_path / "photos"), tmp_path / "run"
+    assert main(["train", "plain", "--data", str(root), *TINY, "--out", str(out)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("310 images, 5 classes: 223 train, 25 val, 62 test, 8x8\n")
+    assert f"4 images could not be read: {out}/unreadable.txt" in shown.out
+    assert len((out / "unreadable.txt").read_text().splitlines()) == 4
+    assert json.loads((out / "summary.json").read_text())["unreadable"] == 4
+    assert main(["train", "plain", "--data", str(root), *TINY, "--out", str(out) + "2", "--bad-images", "stop"]) == 2
+    assert "and 3 more; --bad-images skip" in capsys.readouterr().err
+
+
+def test_a_comparison_says_once_what_it_trains_on(tmp_path: Path, caplog: Any, capsys: Any) -> None:
+    root, out = awkward(tmp_path / "photos"), tmp_path / "compare"
+    argv = ["compare", "--data", str(root), "--methods", "plain", "--seeds", "2", "--jobs", "1", *TINY]
+    assert main([*argv, "--out", str(out)]) == 0
+    assert capsys.readouterr().out.count("310 images, 5 classes") == 1
+    assert len([record for record in caplog.records if "unreadable" in record.getMessage()]) == 1
+    assert len((out / "unreadable.txt").read_text().splitlines()) == 4
+    assert len((out / "cells" / "plain-s1" / "unreadable.txt").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_rots_in_mid_run(tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Its header is whole: skipped, named and counted, or what the run stops for."""
+    root = photos(tmp_path / "p", classes=2, each=20, suffix=".jpg")
+    for number in range(20):
+        (root / "class0" / f"{number:03}.jpg").write_bytes(cut(root, f"{number:03}") if number < 5 else b"")
+        if number >= 5:
+            picture(number).save(root / "class0" / f"{number:03}.jpg")
+    argv = ["train", "plain", "--data", str(root), "--student", "small-cnn,width=4", "--img-size", "8", "-b", "8",
+            "--aug", "rrc", "--epochs", "2", "-j", str(workers)]  # fmt: skip
+    assert main([*argv, "--out", str(tmp_path / "run")]) == 0
+    lines = (tmp_path / "run" / "unreadable.txt").read_text().splitlines()
+    assert len(lines) == 5 and all(line.startswith("p: cannot read class0/00") for line in lines)
+    assert len([record for record in caplog.records if "class0/00" in record.getMessage()]) >= 5
+    assert main([*argv, "--out", str(tmp_path / "stop"), "--bad-images", "stop"]) == 2

@@ -216,7 +216,7 @@ def test_imagenet_folders_are_streamed_through_crops(tmp_path: Path) -> None:
     assert source.augment == Augment(crop=True, flip=True)
     middle = source.test.decode(0)
     file = Image.open(tmp_path / source.test.name(0))
-    box = photos.centre(*file.size)
+    box = photos.middle(0.875)(*file.size)
     assert np.array_equal(middle, np.asarray(file.resize((32, 32), Image.Resampling.BILINEAR, box, reducing_gap=2.0)))
     make: dict[str, Any] = {"batch_size": 6, "mean": source.mean, "std": source.std, "augment": source.augment}
     for wants in (Wants(), Wants(views=2), Wants(views=2, classmate=True)):
@@ -261,7 +261,7 @@ def test_tiny_imagenet_round_trip(tmp_path: Path) -> None:
     assert source.classes == [f"n{i:08}" for i in range(4)] and len(source.train) == 12
     assert source.test.labels.tolist() == written
     streamed = load("tiny-imagenet", data_dir=tmp_path, val_fraction=0, aug="rrc-flip")
-    assert isinstance(streamed.train, Files) and streamed.train.crop
+    assert isinstance(streamed.train, Files)
     assert isinstance(streamed.test, Resident) and torch.equal(streamed.test.images, source.test.images), "whole photos"
     small = load("tiny-imagenet", data_dir=tmp_path, val_fraction=0, img_size=32)
     assert small.size == (32, 32) and small.augment.pad == 4

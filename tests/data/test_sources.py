@@ -15,11 +15,12 @@ from formats import noise as noise_images
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from teacherless import data
+from teacherless import data, losses
+from teacherless.batch import weighted
 from teacherless.data import Augment, Loader, Resident, as_loader, load, sources
 from teacherless.data.augment.distort import counter_hash, distort, normalise, padded
 from teacherless.data.sets.idx import read_idx
-from teacherless.data.splits import moments, stratified
+from teacherless.data.splits import balanced, moments, stratified
 from teacherless.errors import InputError
 from teacherless.method import Batch, Wants
 
@@ -182,6 +183,42 @@ def test_each_loop_over_a_loader_is_its_next_epoch() -> None:
             assert torch.equal(batch.index, same.index) and torch.equal(batch.inputs[0], same.inputs[0])
     first, second = next(iter(ours)), next(iter(ours))
     assert not torch.equal(first.index, second.index), "an epoch that was left early is over too"
+
+
+def test_a_balanced_epoch_has_as_many_of_each_class() -> None:
+    """And an image that comes again is distorted otherwise: its draws have another key."""
+    labels = torch.tensor([0] * 90 + [1] * 6 + [3] * 4)  # no 2
+    split = Resident(noise(100).images, labels)
+    ours = loader(split, batch_size=10, wants=Wants(index=True), balanced=True)
+    rows = torch.cat([batch.index for batch in ours.epoch(0)])
+    assert labels[rows].bincount().tolist() in ([34, 33, 0, 33], [33, 34, 0, 33], [33, 33, 0, 34])
+    assert set(rows[labels[rows] > 0].tolist()) == set(range(90, 100)) and len(set(rows.tolist())) == 33 + 10 + (
+        labels[rows].bincount()[0] == 34
+    )
+    assert not torch.equal(rows, torch.cat([batch.index for batch in ours.epoch(1)]))
+    seen = torch.cat([batch.inputs[0] for batch in ours.epoch(0)])[rows == 99]
+    assert 8 <= len(seen) <= 9 and len(seen.unique(dim=0)) > 4
+    even = Resident(noise(100).images, torch.arange(100) % 5)
+    for batch, other in zip(loader(even, balanced=True).epoch(2), loader(even).epoch(2), strict=True):
+        assert batch.labels.shape == other.labels.shape, "and where all are alike an epoch has every image once"
+    every = torch.cat([b.index for b in loader(even, batch_size=10, balanced=True, wants=Wants(index=True)).epoch(2)])
+    assert sorted(every.tolist()) == list(range(100))
+
+
+def test_weighted_classes_are_torch_s_weights() -> None:
+    """The weight is in the label, so every cross-entropy with labels has it, smoothed and mixed ones too."""
+    labels = torch.tensor([0] * 30 + [1] * 20 + [2] * 10)
+    weights = balanced(labels, 3)
+    assert float((weights[labels]).mean()) == pytest.approx(1)
+    assert (weights * labels.bincount()).tolist() == pytest.approx([20, 20, 20])
+    logits, ids = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)), labels
+    ours = weighted(ids, weights)
+    for smoothing in (0.0, 0.1):
+        plain = torch.nn.functional.cross_entropy(logits, ids, reduction="none", label_smoothing=smoothing)
+        assert torch.allclose(losses.ce(logits, ours, smoothing), weights[ids] * plain, atol=1e-6)
+    assert torch.equal(losses.class_ids(ours), ids)
+    oracle = losses.virtual_teacher(ours, logits, 0.9)
+    assert torch.allclose(oracle, losses.virtual_teacher(ids, logits, 0.9), atol=1e-6)
 
 
 def test_evaluation_reads_in_order_to_the_end() -> None:
@@ -399,7 +436,7 @@ def test_any_modality_and_length() -> None:
     ("item", "wants", "words"),
     [
         ((X, Y), Wants(views=2), r"wants 2 views of each sample; found 1: yield \(\(x1, x2\), y\)"),
-        (((X, X), Y), Wants(views=2, classmate=True), r"found 1: yield \(\(x1, x2, mate\), y\)"),
+        (((X, X), Y), Wants(views=2, classmate=True), r"found none: yield \(\(x1, x2, mate\), y\)"),
         ((X, Y), Wants(classmate=True), r"wants a classmate.*yield \(\(x, mate\), y\)"),
         ((X, Y), Wants(index=True), r"wants each sample's index; found none: yield \(x, y, index\)"),
         ((X, Y.float()), Wants(), "found labels of torch.float32; must be class ids"),
@@ -408,7 +445,7 @@ def test_any_modality_and_length() -> None:
         ((X[:3], Y), Wants(), r"found inputs \[3, 3\] with 4 labels"),
         (("text", Y), Wants(), "found a str in a batch"),
         (((), Y), Wants(), "found no input"),
-        ((X, Y, Y, Y), Wants(), "found a tuple of 4; the loader must yield"),
+        ((X, Y, Y, Y), Wants(), "found a tuple of 4; must be"),
         ({"picture": X}, Wants(), r"found a dict with \['picture'\]; needs one of"),
         (object(), Wants(), "found a object"),
     ],

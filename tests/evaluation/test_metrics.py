@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from conftest import batch, tiny
-from sklearn.metrics import log_loss, top_k_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
 from torch import nn
 
 from teacherless.evaluation.metrics import BINS, NO_CLASS, constant, evaluate, evaluating, metrics, predicted
@@ -85,3 +85,16 @@ def test_several_predictors_share_one_reading() -> None:
     assert found.keys() == {"a", "b"}
     assert found["a"] != found["b"]
     assert list(reads) == []
+
+
+def test_balanced_accuracy_is_the_mean_recall() -> None:
+    """As scikit-learn counts it: classes without samples do not count, classes that are never guessed do."""
+    g = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 80 + [1] * 15 + [3] * 5)
+    logits = torch.randn(100, 5, generator=g) + torch.nn.functional.one_hot(labels, 5)
+    found = dict(metrics(logits, labels))
+    assert found["balanced"] == pytest.approx(100 * balanced_accuracy_score(labels, logits.argmax(1)))
+    always = torch.zeros(100, 5)
+    always[:, 0] = 1
+    assert dict(metrics(always, labels))["balanced"] == pytest.approx(100 / 3)
+    assert dict(metrics(always, labels))["top1"] == pytest.approx(80)

@@ -1,6 +1,7 @@
 """Data: where samples come from, what is done to them, and how they become batches."""
 
 from teacherless.data.augment.distort import Augment as Augment
+from teacherless.data.folder import survey as survey
 from teacherless.data.loader import Loader as Loader
 from teacherless.data.own_loader import as_loader as as_loader
 from teacherless.data.show import contact_sheet as contact_sheet

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 from teacherless.data import images
+from teacherless.data.found import Options
 from teacherless.data.meter import Meter
 from teacherless.data.splits import Files, Resident, stratified
 from teacherless.errors import InputError
@@ -38,14 +41,16 @@ class Folder:
     val: Resident | Files | None
     test: Resident | Files | None
     keys: Tensor  # int64 [N_train], from the file names: what splits are drawn by
+    fit: str
+    unreadable: tuple[str, ...]  # "file: why"
 
 
-def read_folder(root: Path, *, size: int, channels: int, stream: bool = False) -> Folder:
+def read_folder(root: Path, size: int, channels: int, options: Options) -> Folder:
     """Read a folder of images; each is resized to `size x size`.
 
-    If all decoded images fit in 1 GiB they are decoded now, once. Otherwise (or with `stream`) only their headers are
-    looked at now, and workers decode them in every epoch. Files that turn out not to be images are left out and named
-    in one warning; one that fails only when it is decoded in an epoch is named then.
+    If all decoded images fit in 1 GiB they are decoded now, once. Otherwise (or with `stream` or `crop`) only their
+    headers are looked at now, and workers decode them in every epoch. Files that turn out not to be images are left out
+    and named in one warning; one that fails only when it is decoded in an epoch is named then.
 
     A folder without `train/` gives 20 % of each class for test, by a hash of the file names.
 
@@ -58,22 +63,36 @@ def read_folder(root: Path, *, size: int, channels: int, stream: bool = False) -
         raise InputError(f"{root}: cannot read {error.filename}: {error.strerror}") from error
     classes = _classes(root, parts)
     bytes_needed = sum(map(len, parts.values())) * size * size * channels
-    read = _headers if stream or bytes_needed > IN_MEMORY else _decode
+    read = _headers if options.stream or options.crop or bytes_needed > IN_MEMORY else _decode
+    fit = options.fit or ("crop-0.875" if options.crop else "squash")
     splits: dict[str, Resident | Files] = {}
     bad: list[str] = []
     for split, part in parts.items():
-        files = part.files(classes, size, channels)
+        files = replace(part.files(classes, size, channels), fit=fit)
         splits[split], failed = read(files, root.name)
         bad += [f"{files.name(row)}: {why}" for row, why in failed]
         _check_left(root, classes, files, failed)
         if split == "train":
             keys = torch.tensor([zlib.crc32(name) for name in np.delete(files.names, [row for row, _ in failed])])
-    _report(root, bad, sum(part.others for part in parts.values()))
+    if not options.quiet:
+        _report(root, bad, sum(part.others for part in parts.values()))
     train, test = splits["train"], splits.get("test")
     if parts["train"].where == root:
         rest, held = stratified(train.labels, TEST_FRACTION, keys=keys, spare=True)
         train, test, keys = train.take(rest), train.take(held) if len(held) else None, keys[rest]
-    return Folder(classes, train, splits.get("val"), test, keys)
+    return Folder(classes, train, splits.get("val"), test, keys, fit, tuple(bad))
+
+
+def survey(name: str, data_dir: Path | None = None) -> list[tuple[int, int]]:
+    """Width and height of the photos of a folder that can be opened, by area; of other sets nothing."""
+    root, sizes = (data_dir or Path()) / Path(name).expanduser(), []
+    if not root.is_dir():
+        return []
+    for part in (_list(root, where) for where in _layout(root).values()):
+        for file, _ in (file for files in part.found.values() for file in files):
+            with contextlib.suppress(images.Unreadable), images.quietly():
+                sizes.append(images.glance(root / os.fsdecode(file)))
+    return sorted(sizes, key=math.prod)
 
 
 def decoded(files: Files, stream: bool = False) -> Files | Resident:
@@ -211,7 +230,7 @@ def _headers(files: Files, what: str) -> tuple[Files, Bad]:
     return files.take(_without(len(files), bad)), bad
 
 
-def _try_all(do: Callable[[int], None], count: int, what: str) -> Bad:
+def _try_all(do: Callable[[int], object], count: int, what: str) -> Bad:
     """`do(row)` for all rows, on all cores (decoding does not hold Python's lock)."""
 
     def attempt(row: int) -> str | None:

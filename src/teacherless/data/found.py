@@ -22,6 +22,8 @@ class Options(NamedTuple):
     gray: bool | None = None
     stream: bool = False
     crop: bool = False  # random-resized crops of whole images: they are decoded in every epoch
+    fit: str | None = None  # how a folder's photos become squares, one of `images.FITS`
+    quiet: bool = False  # no warning of files that cannot be read
 
 
 class Persons(NamedTuple):
@@ -63,6 +65,8 @@ class Found(NamedTuple):
     test: Split | None
     keys: Tensor | None = None  # [N_train], what rows are known by; their number by default
     reid: Gallery | None = None
+    fit: str = "squash"
+    unreadable: tuple[str, ...] = ()  # "file: why"
 
 
 # How training images are distorted: a data set's own, whoever reads it (`cifar10`, `torch/CIFAR10`, `hfds/…/cifar10`).

@@ -84,11 +84,20 @@ def read(path: Path, size: tuple[int, int], channels: int, cut: Cut | None = Non
     return np.asarray(small).reshape(height, width, channels)
 
 
-def centre(width: int, height: int) -> Box:
-    """The middle square, 7/8 of the shorter side: what evaluation on ImageNet reads (224 of 256 pixels)."""
-    side = 0.875 * min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
+def middle(share: float) -> Cut:
+    """The middle square, with a share of the shorter side."""
+
+    def cut(width: int, height: int) -> Box:
+        side = share * min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        return left, top, left + side, top + side
+
+    return cut
+
+
+# How a whole photo becomes a square: all of it, aspect ratio not kept; its middle; what evaluation on ImageNet reads
+# (224 of 256 pixels).
+FITS: dict[str, Cut | None] = {"squash": None, "crop": middle(1.0), "crop-0.875": middle(0.875)}
 
 
 def random_part(draws: Sequence[float]) -> Cut:
@@ -114,11 +123,11 @@ def _share(box: Box, size: tuple[int, int]) -> float:
     return max((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1], 1e-3)
 
 
-def glance(path: Path) -> None:
-    """Look at a file's header only. Raises: Unreadable for an empty file and one that is not an image."""
+def glance(path: Path) -> tuple[int, int]:
+    """Width and height, from a file's header only. Raises: Unreadable for an empty file and for one of no image."""
     try:
-        with Image.open(_regular(path)):
-            pass
+        with Image.open(_regular(path)) as image:
+            return image.size
     except Exception as error:  # as above
         raise Unreadable(_why(path, error)) from error
 

@@ -7,7 +7,7 @@ import logging
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ class Loader:
 
     Images in memory move to the device once, as uint8. Files are decoded by workers, which changes nothing but the
     speed: a file that cannot be decoded is named once, and then left out of an evaluation, and in training replaced by
-    the next image of its class that can.
+    the next image of its class that can. `unreadable` lists them.
 
     Args:
         split: labelled images.
@@ -45,6 +45,9 @@ class Loader:
         device: where batches are.
         workers: processes that decode `Files`; 0 decodes in this one.
         classes: C, where images are mixed: labels become probabilities `[B, C]`.
+        balanced: an epoch of training has as many images, and of each class equally many, whatever the set has.
+        bad_images: "stop" refuses a file that cannot be decoded.
+        quiet: say nothing of files that cannot be decoded.
 
     Raises: InputError for a batch larger than the training set, for a class of one image where a method wants a
     classmate, for views where there is no distortion to tell them apart, for crops of images that are not files, and
@@ -64,9 +67,14 @@ class Loader:
         device: torch.device | str = "cpu",
         workers: int = 0,
         classes: int | None = None,
+        balanced: bool = False,
+        bad_images: str = "skip",
+        quiet: bool = False,
     ) -> None:
         self.augment, self.wants, self.seed, self.batch_size = augment, wants, seed, batch_size
         self.begun = 0  # epochs, by iterating
+        self.balanced, self.bad_images, self.quiet = balanced, bad_images, quiet
+        self.unreadable: list[str] = []  # "file: why", of those met so far
         self.device, self.workers = torch.device(device), workers
         self.mean, self.std = (torch.tensor(tuple(each), device=device) for each in (mean, std))
         self.reader: _OnDevice | _FromFiles
@@ -74,7 +82,7 @@ class Loader:
             self.reader = _OnDevice(split, augment, self.device)
             self.labels = split.labels.to(device)
         elif isinstance(split, Files):
-            self.reader = _FromFiles(split, augment, self.device, workers)
+            self.reader = _FromFiles(split, augment, self.device, workers, self._note)
             self.labels = split.labels  # rows name files: they stay where the files are opened
         else:
             raise InputError(f"data: found a split of type {type(split).__name__}; must be Resident or Files")
@@ -84,7 +92,7 @@ class Loader:
             raise InputError(f"--batch-size: found {batch_size}; the training set has {len(split)} samples")
         if augment is None and wants.views > 1:
             raise InputError(f"data: found wants.views={wants.views} and augment=None; equal views teach nothing")
-        if augment is not None and augment.crop and not (isinstance(split, Files) and split.crop):
+        if augment is not None and augment.crop and not isinstance(split, Files):
             raise InputError("--aug: found rrc; these images are in memory, only files can be cropped at full size")
         self.classmates = _Classmates(self.labels) if wants.classmate else None
         self.mixer = self._mixer(classes) if augment is not None and augment.mixes else None
@@ -99,6 +107,16 @@ class Loader:
         self.begun += 1
         return self.epoch(self.begun - 1)
 
+    def _note(self, failure: str) -> None:
+        """Once for each file that cannot be read. Raises: InputError with `bad_images="stop"`."""
+        if self.bad_images == "stop":
+            raise InputError(f"{failure}; --bad-images skip goes on without it")
+        if failure not in self.unreadable:
+            self.unreadable.append(failure)
+            fate = "left out" if self.augment is None else "another image of its class stands in"
+            if not self.quiet:
+                log.warning("%s; %s", failure, fate)
+
     def _mixer(self, classes: int | None) -> Mixer:
         assert self.augment is not None
         if self.wants.classmate or self.wants.index:
@@ -108,37 +126,51 @@ class Loader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from number `start` on."""
-        order = torch.arange(len(self.labels), device=self.labels.device)
-        if self.augment is not None:
-            order = counter_hash(self.seed, epoch, order).argsort(stable=True)
-        batches = torch.split(order, self.batch_size)[start : len(self)]
-        needed = (self._needed(rows, epoch) for rows in batches)
-        for rows, pixels, takes in self.reader.read(needed):
+        order, keys = self._order(epoch)
+        batches, draws = (torch.split(each, self.batch_size)[start : len(self)] for each in (order, keys))
+        needed = (self._needed(*pair, epoch) for pair in zip(batches, draws, strict=True))
+        for keys, (rows, pixels, takes) in zip(draws, self.reader.read(needed), strict=True):
             if len(rows):
-                inputs = tuple(self._inputs(rows, pixels, takes, epoch))
+                keys = keys.to(self.device)
+                inputs = tuple(self._inputs(keys, pixels, takes, epoch))
                 labels = self.labels[rows].to(self.device)
                 if self.mixer:
-                    inputs, labels = self.mixer(inputs, labels, rows.to(self.device), epoch)
+                    inputs, labels = self.mixer(inputs, labels, keys, epoch)
                 yield Batch(inputs, labels, rows.to(self.device) if self.wants.index else None)
 
-    def _needed(self, rows: Tensor, epoch: int) -> Needed:
+    def _order(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """An epoch's rows, and the key of each one's draws: the row itself, or where it comes again another."""
+        count = len(self.labels)
+        rows = torch.arange(count, device=self.labels.device)
+        if self.augment is None:
+            return rows, rows
+        order = counter_hash(self.seed, epoch, rows).argsort(stable=True)
+        if not self.balanced:
+            return order, order
+        by_class = order[self.labels[order].argsort(stable=True)]
+        sizes = self.labels.bincount()
+        first, there = sizes.cumsum(0) - sizes, sizes.nonzero().flatten()
+        kind, turn = there[order % len(there)], order // len(there)  # position p is of class p modulo their number
+        rows = by_class[first[kind] + turn % sizes[kind]]
+        return rows, rows + count * (turn // sizes[kind])
+
+    def _needed(self, rows: Tensor, keys: Tensor, epoch: int) -> Needed:
         """Which images a batch needs: a sample's own in all views, then its classmate's."""
-        mates = self._mates(rows, epoch)
+        mates = self._mates(rows, keys, epoch)
         draws = None
         if self.augment is not None and self.augment.crop:
             views = self.wants.views + (mates is not None)
-            keys = torch.arange(views)[:, None, None], CROP_DRAW + torch.arange(4)
-            draws = uniform(self.seed, epoch, rows[:, None], *keys)  # [views, B, 4]
+            numbers = torch.arange(views)[:, None, None], CROP_DRAW + torch.arange(4)
+            draws = uniform(self.seed, epoch, keys[:, None], *numbers)  # [views, B, 4]
         return Needed(rows, self.wants.views, mates, draws)
 
-    def _mates(self, rows: Tensor, epoch: int) -> Tensor | None:
+    def _mates(self, rows: Tensor, keys: Tensor, epoch: int) -> Tensor | None:
         if self.classmates is None:
             return None
-        return self.classmates.of(rows, counter_hash(self.seed, epoch, rows, 0, CLASSMATE_DRAW))
+        return self.classmates.of(rows, counter_hash(self.seed, epoch, keys, 0, CLASSMATE_DRAW))
 
     def _inputs(self, rows: Tensor, pixels: Tensor, takes: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
-        """Each of `pixels[take]`, distorted; the keys of all draws are the sample's own row."""
-        rows = rows.to(self.device)
+        """Each of `pixels[take]`, distorted; `rows` are the keys of all draws."""
         for view, take in enumerate(takes):
             if self.augment is None:
                 yield normalise(pixels[take], self.mean, self.std)
@@ -210,10 +242,12 @@ class _OnDevice:
 class _FromFiles:
     """Each batch is decoded, moved and padded; rows count from 0 in it."""
 
-    def __init__(self, split: Files, augment: Augment | None, device: torch.device, workers: int) -> None:
+    def __init__(
+        self, split: Files, augment: Augment | None, device: torch.device, workers: int, note: Callable[[str], None]
+    ) -> None:
         self.split, self.augment, self.device, self.workers = split, augment, device, workers
         self.decoder = _Decoder(split, replace=augment is not None)
-        self.said: set[str] = set()
+        self.note = note
 
     def read(self, needed: Iterable[Needed]) -> Read:
         waiting: deque[Needed] = deque()  # the batches on their way
@@ -229,7 +263,8 @@ class _FromFiles:
 
         for stack, kept, notes in self._decoded(jobs()):
             need = waiting.popleft()
-            self._say(notes)
+            for note in notes:
+                self.note(note)
             rows = need.rows
             if self.augment is None and need.mates is None:
                 rows = rows[kept]
@@ -259,13 +294,6 @@ class _FromFiles:
         finally:
             for worker in team:
                 worker.end()
-
-    def _say(self, notes: Sequence[str]) -> None:
-        fate = "left out" if self.augment is None else "another image of its class stands in"
-        for note in notes:
-            if note not in self.said:
-                self.said.add(note)
-                log.warning("%s; %s", note, fate)
 
 
 _Job = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]  # rows [M], and the draws of their crops [M, 4]

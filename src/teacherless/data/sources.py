@@ -18,7 +18,7 @@ from teacherless.data.found import Found, Gallery, Options, as_it_is, few, same_
 from teacherless.data.sets.cifar import cifar10, cifar100
 from teacherless.data.sets.hub import PREFIXES
 from teacherless.data.sets.idx import read_idx
-from teacherless.data.sets.imagenet import cropped, imagenet, tiny_imagenet
+from teacherless.data.sets.imagenet import imagenet, tiny_imagenet
 from teacherless.data.sets.market1501 import market1501
 from teacherless.data.sets.svhn import svhn, svhn_extra
 from teacherless.data.splits import Files as Files
@@ -27,7 +27,7 @@ from teacherless.data.splits import Split as Split
 from teacherless.data.splits import moments, stratified
 from teacherless.errors import InputError, unknown
 
-LARGEST = 4096  # pixels, of a side
+LARGEST = 1024  # pixels, of a side: as much as a student's config may say
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +46,16 @@ class Source:
     test: Split | None
     fingerprint: str  # sha256 of the contents, before validation was carved
     reid: Gallery | None = None  # what a search for persons is measured on, instead of a test split
+    fit: str = "squash"  # how photos became squares, one of `images.FITS`
+    unreadable: tuple[str, ...] = ()  # files that were left out: "file: why"
+
+    def __str__(self) -> str:
+        """`460 images, 8 classes: 331 train, 37 val, 92 test, 64x64`."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        sizes = {name: len(split) for name, split in parts.items() if split is not None}
+        shown = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
+        height, width = self.size
+        return f"{sum(sizes.values()):,} images, {len(self.classes)} classes: {shown}, {width}x{height}"
 
 
 def load(
@@ -59,6 +69,8 @@ def load(
     stream: bool = False,
     aug: str | None = None,
     limit: int | None = None,
+    fit: str | None = None,
+    quiet: bool = False,
 ) -> Source:
     """A source by name, a folder of images by its path, or `hfds/NAME`, `torch/NAME` and `npz:FILE`.
 
@@ -68,13 +80,16 @@ def load(
     Args:
         name: one of `SOURCES`, or the path of a folder (see `teacherless.data.folder`).
         data_dir: where the source's files are; a folder's path is relative to it.
-        img_size: images of a folder are resized to `img_size x img_size` (default 64), aspect ratio not kept.
+        img_size: images of a folder are resized to `img_size x img_size` (default 64), as `fit` says.
         val_fraction: of train, for validation, class by class; with 0 there is no validation.
         train_samples: so many of the training images, class by class.
         gray: one channel instead of three, for folders.
         stream: decode a folder's images in every epoch, even if they fit in memory.
         aug: how training images are distorted, see `parse_augment`; the source's own way by default.
         limit: so many images of every split at most, class by class, but two of each class.
+        fit: how a folder's photos become squares: "squash" (default) keeps all of a photo but not its aspect ratio,
+            "crop" is its middle, "crop-0.875" the middle of the middle, as on ImageNet.
+        quiet: no warning of files that are left out; `Source.unreadable` has them.
 
     Raises: InputError for an unknown name, values out of range, files that are missing or damaged, and splits that
     leave nothing to train on.
@@ -89,7 +104,7 @@ def load(
     if "\0" in name:
         raise InputError(f"--data: found {name!r}; a name has no NUL in it")
     try:
-        found = _find(name, Options(data_dir, img_size, gray, stream, crop))
+        found = _find(name, Options(data_dir, img_size, gray, stream, crop, fit, quiet))
     except OSError as error:
         raise InputError(f"--data {name}: cannot read {error.filename}: {error.strerror}") from error
     augment = usual_augment(found.name, found.size, found.channels)
@@ -122,7 +137,7 @@ def load(
     mean, std = moments(train)
     return Source(
         found.name, found.classes, found.channels, (found.size, found.size), mean, std, augment,
-        train, val, test, digest.hexdigest(), reid,
+        train, val, test, digest.hexdigest(), reid, found.fit, found.unreadable,
     )  # fmt: skip
 
 
@@ -143,13 +158,9 @@ def _find(name: str, options: Options) -> Found:
 def folder(path: Path, options: Options) -> Found:
     """A folder with one sub-folder of images per class, or train/, val/ and test/ of that shape."""
     size, channels = options.img_size or IMG_SIZE, 1 if options.gray else 3
-    read = read_folder(path, size=size, channels=channels, stream=options.stream or options.crop)
-    train, val, test = (
-        each and (cropped(each) if options.crop else each) for each in (read.train, read.val, read.test)
-    )
-    assert train is not None
-    name = path.resolve().name
-    return Found(name, read.classes, size, channels, train, val, test, read.keys)
+    read = read_folder(path, size, channels, options)
+    return Found(path.resolve().name, read.classes, size, channels, read.train, read.val, read.test, read.keys,
+                 fit=read.fit, unreadable=read.unreadable)  # fmt: skip
 
 
 def digits(options: Options) -> Found:

@@ -75,7 +75,7 @@ class Files:
     sizes: np.ndarray[Any, np.dtype[np.int64]]  # [N], bytes
     size: tuple[int, int]  # H, W that images are resized to
     channels: int  # 1 or 3
-    crop: bool = False  # read through a crop: random in training, the centre in evaluation
+    fit: str = "squash"  # one of `images.FITS`
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,9 +89,7 @@ class Files:
 
         Raises: `images.Unreadable`.
         """
-        cut = None
-        if self.crop:
-            cut = images.centre if draws is None else images.random_part(draws)
+        cut = images.FITS[self.fit] if draws is None else images.random_part(draws)
         return images.read(self.root / self.name(row), self.size, self.channels, cut)
 
     def take(self, rows: Tensor) -> Files:
@@ -141,6 +139,12 @@ def stratified(
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     chosen[order[share.argsort(stable=True)[:count]]] = True
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+
+
+def balanced(labels: Tensor, classes: int) -> Tensor:
+    """Weights of classes, `[C]`, with which each counts as much as any other: N / (C n_c), 1 over all samples."""
+    sizes = labels.bincount(minlength=classes)
+    return len(labels) / (classes * sizes.clamp(min=1).float())
 
 
 def moments(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -24,8 +24,8 @@ BINS = 15  # of the expected calibration error: equal width, right-closed, over 
 def evaluate(predictors: Mapping[str, nn.Module], batches: Iterable[Any]) -> dict[str, dict[str, float]]:
     """Every predictor's metrics over the batches, `(x, y)` or any other shape that `train` takes, each read once.
 
-    Returns: `{name: {"top1", "top5", "nll", "ece", "entropy"}}`; accuracies in percent, NLL and the mean entropy of
-        the predictions in nats, ECE in percent with 15 bins.
+    Returns: `{name: {"top1", "top5", "nll", "balanced", "ece", "entropy"}}`; accuracies in percent, NLL and
+        the mean entropy of the predictions in nats, ECE in percent with 15 bins.
     """
     logits, labels = predict(predictors, batches)
     return {name: dict(metrics(each, labels)) for name, each in logits.items()}
@@ -64,7 +64,7 @@ def constant(logits: Tensor) -> bool:
 
 
 def metrics(logits: Tensor, labels: Tensor) -> Iterator[tuple[str, float]]:
-    """top1 and top5 (percent), nll (nats), ece (percent), entropy (nats). `[N, C], [N]`."""
+    """top1 and top5 (percent), nll (nats), balanced accuracy and ece (percent), entropy (nats). `[N, C], [N]`."""
     guess = predicted(logits)
     own = logits.gather(1, labels[:, None])
     first = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
@@ -72,8 +72,16 @@ def metrics(logits: Tensor, labels: Tensor) -> Iterator[tuple[str, float]]:
     yield "top1", 100 * float((guess == labels).double().mean())
     yield "top5", 100 * float(((place < 5) & (guess != NO_CLASS)).double().mean())
     yield "nll", float(losses.ce(logits, labels).double().mean())
+    yield "balanced", 100 * balanced_accuracy(guess, labels)
     yield "ece", 100 * calibration_error(logits, labels)
     yield "entropy", float(losses.entropy(logits).double().mean())
+
+
+def balanced_accuracy(guess: Tensor, labels: Tensor) -> float:
+    """The mean over classes of the share of their samples that is right, in [0, 1]; of classes that have samples.
+    `[N], [N]`."""
+    sizes, right = labels.bincount().double(), labels[guess == labels].bincount(minlength=int(labels.max()) + 1)
+    return float((right / sizes)[sizes > 0].mean())
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float:

@@ -13,6 +13,7 @@ from torch import nn
 from teacherless import data, models
 from teacherless.data import Source
 from teacherless.data.augment.distort import counter_hash
+from teacherless.data.splits import balanced
 from teacherless.errors import InputError, short, unknown
 from teacherless.method import Method
 from teacherless.methods import METHODS
@@ -21,9 +22,9 @@ from teacherless.runs.config import Run, literal, specs
 from teacherless.runs.stored import shipped
 
 
-def load_source(run: Run) -> Source:
-    """The data the run names."""
-    return data.load(
+def load_source(run: Run, *, quiet: bool = False) -> Source:
+    """The data the run names. Raises: InputError, with `--bad-images stop` also for a file that cannot be read."""
+    source = data.load(
         run.data,
         data_dir=run.data_dir,
         img_size=run.img_size,
@@ -31,7 +32,13 @@ def load_source(run: Run) -> Source:
         train_samples=run.train_samples,
         aug=run.aug,
         limit=shrink.SAMPLES if run.small else None,
+        fit=run.fit,
+        quiet=quiet,
     )
+    if source.unreadable and run.bad_images == "stop":
+        more = f" and {len(source.unreadable) - 1} more" if len(source.unreadable) > 1 else ""
+        raise InputError(f"{run.data}: cannot read {source.unreadable[0]}{more}; --bad-images skip goes on without")
+    return source
 
 
 def build_method(run: Run, source: Source) -> tuple[Method, dict[str, dict[str, float]]]:
@@ -64,6 +71,8 @@ def build_method(run: Run, source: Source) -> tuple[Method, dict[str, dict[str, 
         torch.manual_seed(int(counter_hash(run.seed, len(wanted), 1)))
         method = kind(*nets, *teacher, **options)
     method.smoothing = run.smoothing or method.smoothing
+    if run.class_weights:
+        method.class_weights = balanced(source.train.labels, len(source.classes))
     names = [str(group["name"]) for group in method.param_groups()]
     return method, {name: spec.optimizer for name, spec in zip(names, wanted, strict=False) if spec.optimizer}
 

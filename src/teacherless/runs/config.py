@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -42,11 +42,19 @@ class Run(Settings):
     val_fraction: float = Field(0.1, ge=0, lt=1, description="share of train kept for validation where there is none")
     train_samples: int | None = Field(None, ge=1, description="use only this many training samples")
     img_size: int | None = Field(None, ge=1, description="resize images of a folder to N x N")
+    fit: Literal["squash", "crop", "crop-0.875"] | None = Field(
+        None, description="how photos become squares: squash keeps all of them, crop their middle (default: squash)"
+    )
     aug: str | None = Field(
         None, description="distortions of training images, as pad4-flip+cutout (default: the data's)"
     )
     small: bool = Field(False, description="shrink everything, to see that it runs: few samples, narrow nets, 20 steps")
     workers: int = Field(0, ge=0, description="processes that decode images that do not fit in memory")
+    bad_images: Literal["skip", "stop"] = Field("skip", description="what to do about files that cannot be decoded")
+    class_weights: Literal["balanced"] | None = Field(
+        None, description="balanced: in every cross-entropy with labels, a class counts as much as any other"
+    )
+    balanced_sampler: bool = Field(False, description="an epoch has as many images of each class as of any other")
 
 
 class Spec(NamedTuple):

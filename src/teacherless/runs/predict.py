@@ -53,9 +53,10 @@ def predict(student: Student, paths: Sequence[Path], top: int = 5) -> Iterator[P
 
 
 def _read(path: Path, config: dict[str, Any]) -> images.Pixels | str:
+    cut = images.FITS[config.get("fit", "squash")]
     try:
         with images.quietly():
-            return images.read(path, tuple(config["input_size"]), config["channels"])
+            return images.read(path, tuple(config["input_size"]), config["channels"], cut)
     except images.Unreadable as error:
         return str(error)
 

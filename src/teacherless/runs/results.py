@@ -27,7 +27,8 @@ def evaluate_folder(
     run = run or Run(method="plain")
     config = next(iter(students.values())).config
     if data not in (None, run.data):  # nothing of what the run did to its own data, but the student's input size
-        run = Run(method=run.method, data=data, img_size=config["input_size"][0], workers=run.workers)
+        run = Run(method=run.method, data=data, img_size=config["input_size"][0], workers=run.workers,
+                  fit=config.get("fit"))  # fmt: skip
     source = load_source(run.model_copy(update={"data_dir": data_dir or run.data_dir}))
     for name, student in students.items():
         if len(student.config["classes"]) != len(source.classes):

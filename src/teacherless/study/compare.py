@@ -20,12 +20,13 @@ from teacherless import disk, models
 from teacherless.errors import InputError, unknown
 from teacherless.evaluation.metrics import flops
 from teacherless.methods import METHODS
-from teacherless.runs.build import method_options
+from teacherless.runs.build import load_source, method_options
 from teacherless.runs.config import Run, parse_student, specs
 from teacherless.study import outcome
 from teacherless.study.cells import Cell, run_cells
 from teacherless.study.outcome import Table
 from teacherless.training.folder import read_json, read_lines
+from teacherless.training.loop import UNREADABLE
 from teacherless.training.step import pick_device
 
 
@@ -61,6 +62,8 @@ def compare(
     options = _options(template, rows)
     everyone = range(template.seed, template.seed + seeds)
     cells = [_cell(row, _settings(template, row, seed, options[row]), out) for seed in everyone for row in rows]
+    if any(cell.done() is None for cell in cells):
+        _say_what_it_trains_on(template, out, quiet)
     jobs = jobs or (joblib.cpu_count() if pick_device(template.device).type == "cpu" else 1)
     results = _run(cells, jobs, quiet)
     if equal_compute:
@@ -74,6 +77,15 @@ def compare(
     outcome.write_csv(table, out / "compare.csv")
     table["pictures"] = [str(path) for path in outcome.draw(table, cells, out)]
     return table
+
+
+def _say_what_it_trains_on(template: Run, out: Path, quiet: bool) -> None:
+    """Once for all cells, which say nothing of it."""
+    source = load_source(template, quiet=quiet)
+    if not quiet:
+        print(source, flush=True)
+    if source.unreadable:
+        disk.write(out / UNREADABLE, "".join(f"{line}\n" for line in source.unreadable))
 
 
 # Cells ---------------------------------------------------------------------------------------------------------------

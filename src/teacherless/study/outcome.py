@@ -144,7 +144,7 @@ def _summary(values: Mapping[int, float | None]) -> statistics.Summary | None:
 
 def measure(table: Table, cells: Sequence[Cell]) -> None:
     """Add what needs the networks themselves: the price of training and of inference, and plain's ensembles."""
-    source = load_source(cells[0].run)
+    source = load_source(cells[0].run, quiet=True)
     first: dict[str, Cell] = {}  # of each row
     for cell in cells:
         if (cell.folder / "summary.json").exists():

@@ -100,7 +100,7 @@ def read(paths: Sequence[Path], trust_imports: bool = False) -> tuple[Groups, So
     found = [run for run, _, _ in loaded]
     labels = _labels([name or run.method for (name, _), run in zip(named, found, strict=True)], found)
     kinds = _labels([run.method for run in found], [_any_number(run) for run in found])
-    source = load_source(loaded[0][0])
+    source = load_source(loaded[0][0], quiet=True)
     for (_, folder), (_, _, fingerprint) in zip(named, loaded, strict=True):
         if fingerprint != source.fingerprint:
             raise InputError(f"{folder}: was trained on other data than what {named[0][1]} names ({source.name})")

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from teacherless.data import Source
     from teacherless.runs.plan import Plan
     from teacherless.runs.predict import Prediction
     from teacherless.runs.recipes import Recipe
 
 METRICS = {
-    "top1": "top-1 %", "top5": "top-5 %", "nll": "NLL", "ece": "ECE %", "rank1": "rank-1 %", "rank5": "rank-5 %",
-    "rank10": "rank-10 %", "map": "mAP %", "mq_rank1": "MQ rank-1 %", "mq_map": "MQ mAP %",
+    "top1": "top-1 %", "balanced": "balanced %", "top5": "top-5 %", "nll": "NLL", "ece": "ECE %",
+    "rank1": "rank-1 %", "rank5": "rank-5 %", "rank10": "rank-10 %", "map": "mAP %", "mq_rank1": "MQ rank-1 %",
+    "mq_map": "MQ mAP %",
 }  # fmt: skip
 
 
@@ -30,7 +32,7 @@ def console() -> Console:
     """Where the output goes."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False, emoji=False)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str | None]], *, left: int = 1, text: str = "") -> None:
@@ -46,7 +48,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str | None]], *, left:
     from rich.measure import Measurement
     from rich.table import Table
 
-    cells = [[cell or "" for cell in row] for row in rows]
+    cells = [[printable(cell or "") for cell in row] for row in rows]
     shown = Table(box=SIMPLE)
     for i, column in enumerate(columns):
         widest = max(len(column), *(len(row[i]) for row in cells))
@@ -61,6 +63,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str | None]], *, left:
     while len(shown.columns) > 1 and Measurement.get(out, room, shown).minimum > out.width:
         shown.columns.pop()
     out.print(shown, crop=False)
+
+
+def printable(text: str) -> str:
+    """A name as it may be printed: without newlines, escapes and what else would change a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def as_json(value: Any) -> None:
@@ -97,12 +104,38 @@ def summary(found: Mapping[str, Any], folder: Path) -> None:
         rows.append([found["method"], name + mark, size, number("top1", row["val_top1"]), *tested])
     table(["method", "student", "params", "val top-1 %", *(f"test {METRICS[key]}" for key in shown)], rows, left=2)
     dead, best = found.get("dead", []), found["chosen"]
+    if found.get("unreadable"):
+        print(f"{found['unreadable']} images could not be read: {folder / 'unreadable.txt'}")
     if dead:
         print(f"dead, the same logits for every validation image: {', '.join(dead)}; try a lower --lr")
     if best not in dead:
         tested = found["students"][best]
         print(f"ship {best} ({number('top1', tested.get('test_map', tested['test_top1']))} on test): "
               f"{folder / 'students' / best}")  # fmt: skip
+
+
+def source(found: Source, sizes: Sequence[tuple[int, int]], json: bool = False) -> None:
+    """A data set's classes, with the images of each split; the sizes of its photos; what cannot be read.
+
+    Args:
+        found: the set.
+        sizes: width and height of the photos as they are, by area; nothing where they are not known.
+        json: print JSON.
+    """
+    splits = {name: part for name in ("train", "val", "test") if (part := getattr(found, name)) is not None}
+    counts = {name: part.labels.bincount(minlength=len(found.classes)).tolist() for name, part in splits.items()}
+    if json:
+        return as_json({"name": found.name, "classes": found.classes, **counts, "size": found.size, "fit": found.fit,
+                        "photos": sizes, "unreadable": found.unreadable})  # fmt: skip
+    rows = zip(found.classes, *(map(str, each) for each in counts.values()), strict=True)
+    table(["class", *counts], rows)
+    print(found)
+    if sizes:
+        named = {"smallest": sizes[0], "median": sizes[len(sizes) // 2], "largest": sizes[-1]}
+        shown = ", ".join(f"{name} {width}x{height}" for name, (width, height) in named.items())
+        print(f"photos are {shown}; read as {found.size[1]}x{found.size[0]} by {found.fit}")
+    for failure in found.unreadable:
+        print("cannot be read:", printable(failure))
 
 
 def evaluation(found: Mapping[str, Mapping[str, float]]) -> None:

@@ -35,6 +35,8 @@ from teacherless.training.settings import Settings, SettingsDict, read
 from teacherless.training.step import NO_BF16, Engine, make_optimizer, pick_device, rate, set_rates
 from teacherless.training.summary import Search, summarise
 
+UNREADABLE = "unreadable.txt"  # in a run's folder: the files of its data that could not be read
+
 
 class Result(NamedTuple):
     """What `train` hands back."""
@@ -180,6 +182,7 @@ class Training:
             if resume and (done := self._resume(now, anyway, student_about)):
                 return done
             disk.write_json(self.out / "run.json", now)
+            self._list_unreadable(data_about)
             self.recorder.rewrite()
             try:
                 with checkpoint.Signals() as signals:
@@ -434,9 +437,20 @@ class Training:
                 "epochs": self.epochs * len(self.method.phases), "steps": self.step}  # fmt: skip
         summary = summarise(self.method, self.val, test, head, self.recorder, search)
         if self.out:
+            if count := self._list_unreadable(data_about, self.val, test):
+                summary["unreadable"] = count
             summary["files"] = self._write(student_about)
             disk.write_json(self.out / "summary.json", summary)
         return Result(summary, self.recorder.history, self.method, self.out)
+
+    def _list_unreadable(self, data_about: dict[str, Any], *loaders: Any) -> int:
+        """Write all files that could not be read so far, one to a line; returns how many."""
+        assert self.out is not None
+        later = [line for data in (self.data, *loaders) for line in getattr(data, "unreadable", [])]
+        lines = list(dict.fromkeys([*data_about.get("unreadable", []), *later]))
+        if lines:
+            disk.write(self.out / UNREADABLE, "".join(f"{line}\n" for line in lines))
+        return len(lines)
 
     def _write(self, student_about: dict[str, Any]) -> dict[str, str]:
         """Students and metrics.jsonl, on the disk when this returns; the SHA-256 of each file."""

@@ -59,7 +59,7 @@ def summarise(
     def row(name: str) -> dict[str, Any]:
         tested = on_test.get(name, {})
         return {"val_top1": on_val.get(name, {}).get("top1"),
-                **{f"test_{metric}": tested.get(metric) for metric in ("top1", "nll", "ece")},
+                **{f"test_{metric}": tested.get(metric) for metric in ("top1", "balanced", "nll", "ece")},
                 **{f"test_{metric}": value for metric, value in found.get(name, {}).items()}}  # fmt: skip
 
     dead = [name for name in students if on_val and constant(logits[name])]

@@ -14,7 +14,7 @@ import torch
 from teacherless.data.bounds import a_file, check_unpacked
 from teacherless.data.fetch import cache_dir
 from teacherless.data.found import Found, Options, as_it_is, same_classes
-from teacherless.data.images import colours
+from teacherless.data.images import FITS, colours
 from teacherless.data.meter import Meter
 from teacherless.data.splits import Resident
 from teacherless.errors import InputError, extra, first_line, unknown
@@ -137,7 +137,7 @@ def _gather(what: str, pairs: Iterable[Sequence[Any]], count: int, options: Opti
     mode = "" if options.gray is None else "L" if options.gray else "RGB"
     images: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
     labels: list[int] = []
-    side = options.img_size
+    side, cut = options.img_size, FITS[options.fit or "squash"]
     with Meter(f"reading {what}", count, "images") as meter:
         for row, (image, label) in enumerate(pairs):
             if not hasattr(image, "convert"):
@@ -146,7 +146,11 @@ def _gather(what: str, pairs: Iterable[Sequence[Any]], count: int, options: Opti
             side = side or max(image.size)
             if count * side * side * len(mode) > LIMIT:
                 raise InputError(f"{what}: {count:,} images of {side}x{side} do not fit in memory; give --img-size")
-            images.append(np.asarray(colours(image, mode).resize((side, side))).reshape(side, side, -1))
+            images.append(
+                np.asarray(colours(image, mode).resize((side, side), box=cut and cut(*image.size))).reshape(
+                    side, side, -1
+                )
+            )
             try:
                 labels.append(int(label))
             except (TypeError, ValueError, OverflowError):

@@ -8,7 +8,6 @@ at the end; validation is carved from train, and with `--val-fraction 0` there i
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from teacherless.data.fetch import cache_dir
 from teacherless.data.folder import decoded, read_folder
 from teacherless.data.found import Found, Options, absent, as_it_is, same_classes
-from teacherless.data.splits import Files, Split
+from teacherless.data.splits import Files
 from teacherless.errors import InputError
 
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -35,15 +34,10 @@ def imagenet(options: Options) -> Found:
         raise absent("imagenet", lacks, root, "the ILSVRC 2012 training and validation images from image-net.org "
                      "(an account is needed), one folder per class in train/ and in val/", "155 GB")  # fmt: skip
     size, channels = options.img_size or 224, 1 if options.gray else 3
-    folder = read_folder(root, size=size, channels=channels, stream=True)
-    assert folder.val is not None
-    train, test = cropped(folder.train), cropped(folder.val)
-    return Found("imagenet", folder.classes, size, channels, train, None, test, folder.keys)
-
-
-def cropped(split: Split) -> Split:
-    """The same files, read through a crop. Photos in memory have no more than their size, and stay."""
-    return replace(split, crop=True) if isinstance(split, Files) else split
+    fit = options.fit or "crop-0.875"
+    folder = read_folder(root, size, channels, options._replace(stream=True, fit=fit))
+    return Found("imagenet", folder.classes, size, channels, folder.train, None, folder.val, folder.keys,
+                 fit=fit, unreadable=folder.unreadable)  # fmt: skip
 
 
 def tiny_imagenet(options: Options) -> Found:
@@ -80,9 +74,7 @@ def tiny_imagenet(options: Options) -> Found:
         raise InputError(f"{notes}: lacks {unknown[0]}; every image of val/ must have its class")
     test = _files(root, [(listed[Path(path).name], path) for path in there], classes, size)
     same_classes("tiny-imagenet", classes, {"train": train, "test": test})
-    if options.crop:
-        train = replace(train, crop=True)
-    splits = [split if split.crop or options.stream else decoded(split) for split in (train, test)]
+    splits = [decoded(train, options.stream or options.crop), decoded(test, options.stream)]
     return Found("tiny-imagenet", classes, size, 3, splits[0], None, splits[1])
 
 

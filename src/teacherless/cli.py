@@ -15,10 +15,10 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import BaseModel, create_model
 
 import teacherless
+from teacherless import schemas
 from teacherless.errors import Diverged, InputError, Stopped, unknown
 from teacherless.runs.config import Run
 from teacherless.study import show
-from teacherless.training.folder import read_json
 
 
 def _examples(*lines: str) -> str:
@@ -147,11 +147,11 @@ def train(
     resume |= resume_anyway
     if resume and out is None:
         raise InputError("--resume: needs --out, the run folder to go on with")
-    stored = (read_json(out / "run.json") if resume and out else None) or {}
+    stored = schemas.stored(out) if resume and out else None
     if out and resume and not stored and not (method or recipe):
         why = "was stopped before it began" if (out / ".lock").exists() else "is no run folder"
         raise InputError(f"--resume: {out} {why}; give the whole command again")
-    run = _merged(method, flags, recipe, stored.get("settings"))
+    run = _merged(method, flags, recipe, stored and stored["settings"])
     from teacherless.runs.execute import execute
     from teacherless.training.step import tune_allocator
 
@@ -202,7 +202,7 @@ def plan(
 def compare(
     *,
     flags: AllFlags = Flags(),
-    methods: str = "plain,label-smoothing,dml,one,ddgsd",
+    methods: str | None = None,
     seeds: int = 5,
     equal_compute: Switch = False,
     jobs: int | None = None,
@@ -216,7 +216,7 @@ def compare(
     Parameters
     ----------
     methods
-        names, with commas between.
+        names, with commas between (default: plain,label-smoothing,dml,one,ddgsd; with --recipe, its method and plain).
     seeds
         how many, from --seed up.
     equal_compute
@@ -228,7 +228,9 @@ def compare(
     recipe
         a TOML file of settings; a flag beats it.
     """
-    run = _merged("plain", flags, recipe)
+    from teacherless.runs.merge import merge_comparison
+
+    run, names = merge_comparison(methods, dict(flags), recipe)
     if seeds < 1:
         raise InputError(f"--seeds: found {seeds}; must be at least 1")
     if jobs is not None and jobs < 1:
@@ -236,7 +238,6 @@ def compare(
     from teacherless.study.compare import compare as run_comparison
 
     folder = out or Path("runs") / f"compare-{Path(run.data).name}"
-    names = [name.strip() for name in methods.split(",") if name.strip()]
     try:
         table = run_comparison(run, names, seeds, folder, equal_compute=equal_compute, jobs=jobs)
     except Stopped as stop:

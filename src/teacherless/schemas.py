@@ -87,3 +87,111 @@ def _agrees(config: Config) -> Config:
 CONFIG = TypeAdapter(Annotated[Config, AfterValidator(_agrees)])
 Scalar = bool | Annotated[int, Field(ge=-1, le=2**20)] | Number | Annotated[str, Field(max_length=200)] | None
 ARGUMENTS = TypeAdapter(dict[str, Scalar | Annotated[list[Scalar], Field(max_length=64)]])  # without trust
+
+
+# A run's run.json, summary.json and metrics.jsonl --------------------------------------------------------------------
+
+
+@with_config(OPEN)
+class Data(TypedDict):
+    """What run.json says of the data; nothing of what was given from Python."""
+
+    fingerprint: NotRequired[str]
+
+
+@with_config(OPEN)
+class Stored(TypedDict):
+    """run.json: what a run was started with. The settings are checked by who takes them up."""
+
+    settings: dict[str, Any]
+    data: Data
+    engine: Literal["loop", "threads", "graph"]
+    amp: dict[str, Any] | None
+    epochs: NotRequired[int]  # of all phases
+    teacher: NotRequired[str | None]
+
+
+Row = dict[str, int | Number | None]  # a student's or the ensemble's numbers
+MEASURED = {"val_top1", "test_top1", "test_nll", "test_ece"}  # in every row
+
+
+@with_config(OPEN)
+class Summary(TypedDict):
+    """summary.json: what a finished run's networks are worth."""
+
+    method: str
+    epochs: int
+    steps: NotRequired[int]
+    students: Annotated[dict[str, Row], Field(min_length=1)]
+    ensemble: Row | None
+    chosen: str
+    files: NotRequired[dict[str, str]]
+    train_seconds: Number
+
+
+def _is_measured(summary: Summary) -> Summary:
+    """Every row has its numbers, and what is chosen is one of them."""
+    rows = {**summary["students"], **({"ensemble": summary["ensemble"]} if summary["ensemble"] else {})}
+    for name, row in rows.items():
+        if missing := sorted(MEASURED - row.keys()):
+            raise ValueError(f"{name} has no {missing[0]}")
+    if summary["chosen"] not in summary["students"]:
+        raise ValueError(f"chooses {short(summary['chosen'])}, which is none of its students")
+    return summary
+
+
+@with_config(OPEN)
+class Line(TypedDict):
+    """An epoch of metrics.jsonl; besides, `train/...` and `val/...` are numbers, or null."""
+
+    epoch: int
+    seconds: Number
+
+
+def _has_numbers(line: Line) -> Line:
+    """What was measured are numbers."""
+    for key, value in line.items():
+        if key.startswith(("train/", "val/")) and not (value is None or type(value) in (int, float)):
+            raise ValueError(f"{short(key)}: found {short(value)}; must be a number")
+    return line
+
+
+class Failed(TypedDict):
+    """failed.json of a comparison's cell."""
+
+    failed: str
+
+
+STORED = TypeAdapter(Stored)
+SUMMARY = TypeAdapter(Annotated[Summary, AfterValidator(_is_measured)])
+LINE = TypeAdapter(Annotated[Line, AfterValidator(_has_numbers)])
+FAILED = TypeAdapter(Failed)
+COSTS = TypeAdapter(dict[str, Annotated[Number, Field(gt=0, le=1000)]])
+
+
+def stored(folder: Path) -> Stored | None:
+    """run.json of a run folder, or None where there is none. Raises: InputError if it is not as it should be."""
+    return read(folder / "run.json", STORED)
+
+
+def summary(folder: Path) -> dict[str, Any] | None:
+    """summary.json of a run folder, or None where there is none. Raises: InputError if it is not as it should be."""
+    found = read(folder / "summary.json", SUMMARY)
+    return None if found is None else dict(found)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl of a run folder, a dict per epoch; a last line that was torn is left out.
+
+    Raises: InputError if there is none, or it is not as it should be.
+    """
+    path = folder / "metrics.jsonl"
+    try:
+        *whole, _ = path.read_bytes().split(b"\n")
+        found = [json.loads(line) for line in whole]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not JSON in every line ({error})") from None
+    checked = [check(line, LINE, f"{path}, line {number}") for number, line in enumerate(found, 1)]
+    return [dict(line) for line in checked]

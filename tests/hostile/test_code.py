@@ -134,7 +134,9 @@ def test_a_cell_of_a_comparison(canary: Canary, capsys: pytest.CaptureFixture[st
     argv = ["compare", *SMALL, "--methods", "plain", "--seeds", "1", "--out", "out"]
     assert main(argv) == 0
     change(Path("out/cells/plain-s0/students/student/config.json"), architecture=canary.name)
-    refused(canary, capsys, *argv)
+    assert main(argv) == 4
+    assert "plain, seed 0 failed" in (shown := capsys.readouterr().out) and "names code to run" in shown
+    assert not canary.ran.exists()
 
 
 @pytest.mark.parametrize("arguments", [

@@ -17,7 +17,7 @@ import torch
 
 from teacherless.cli import main
 from teacherless.runs.config import Run
-from teacherless.study import compare as comparison
+from teacherless.study import cells as study_cells
 
 ARGS = ["--data", "digits", "--student", "small-cnn,width=8", "--epochs", "2", "--train-samples", "400",
         "--methods", "dml,one", "--seeds", "3", "--jobs", "1"]  # fmt: skip
@@ -136,7 +136,7 @@ def test_one_seed_gives_a_table_and_no_interval(tmp_path: Path, capsys: pytest.C
 
 
 def test_equal_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "_seconds", lambda folder: 2.0 if folder.name.startswith("dml") else 1.0)
+    monkeypatch.setattr(study_cells, "_seconds", lambda folder: 2.0 if folder.name.startswith("dml") else 1.0)
     args = ["compare", "--student", "small-cnn,width=8", "--epochs", "2", "--methods", "dml", "--seeds", "2"]
     assert main([*args, "--equal-compute", "--out", str(tmp_path / "c")]) == 0
     table = json.loads((tmp_path / "c" / "compare.json").read_text())

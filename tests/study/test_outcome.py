@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from teacherless import schemas
 from teacherless.cli import main
 from teacherless.evaluation.metrics import flops
 from teacherless.runs.build import load_source
@@ -17,7 +19,6 @@ from teacherless.runs.config import Run
 from teacherless.study.cells import Cell
 from teacherless.study.cost import training_flops
 from teacherless.study.outcome import Results, comparable, tabulate, ways, write_csv
-from teacherless.training.folder import read_json
 
 Rows = dict[str, tuple[float | None, float]]  # a network's validation and test accuracy
 
@@ -94,10 +95,10 @@ def test_a_real_cohort_of_weight_0(tmp_path: Path, capsys: pytest.CaptureFixture
     """Its first peer is plain's network to the last bit; what is reported is the mean of both."""
     argv = ["compare", "--methods", "dml", "--set", "dml.weight=0", "--seeds", "3", "--epochs", "3", "--student"]
     assert main([*argv, "small-cnn,width=8", "--train-samples", "300", "--out", str(tmp_path)]) == 0
-    table = read_json(tmp_path / "compare.json")
+    table = json.loads((tmp_path / "compare.json").read_text())
     assert table is not None
     for seed in range(3):
-        plain, dml = (read_json(tmp_path / "cells" / f"{row}-s{seed}" / "summary.json") for row in ("plain", "dml"))
+        plain, dml = (schemas.summary(tmp_path / "cells" / f"{row}-s{seed}") for row in ("plain", "dml"))
         assert plain is not None and dml is not None
         own = [row["test_top1"] for row in dml["students"].values()]
         assert own[0] == plain["students"]["student"]["test_top1"]

@@ -13,6 +13,8 @@ from teacherless.runs.config import Run, as_given, refuse_code
 from teacherless.runs.recipes import Recipe, load
 from teacherless.training.settings import read
 
+COMPARED = "plain,label-smoothing,dml,one,ddgsd"  # without a word about methods
+
 
 def merge(
     method: str | None, flags: Mapping[str, Any], recipe: Path | None = None, stored: Mapping[str, Any] | None = None
@@ -29,11 +31,13 @@ def merge(
     """
     given = {name: value for name, value in flags.items() if value is not None}
     values = as_given(stored or {})
+    read(Run, {"method": "plain", **values}, where="run.json: ")
     if recipe:
         found = load(recipe)
         method = method or found.settings.get("method")
         read(Run, {"method": method or "plain", **found.settings}, where=f"recipe {recipe.name}: ")
-        values |= found.settings
+        settings = found.settings if method == found.settings.get("method", method) else {**found.settings, "set": {}}
+        values |= settings  # its options are those of its own method
         _check_teacher(found, method, given)
     if given.get("small"):
         values = shrink.settings(values)
@@ -51,6 +55,27 @@ def merge(
     if "student" not in given:
         refuse_code(run, f"recipe {recipe}" if recipe else "run.json")
     return run
+
+
+def merge_comparison(
+    methods: str | None, flags: Mapping[str, Any], recipe: Path | None = None
+) -> tuple[Run, list[str]]:
+    """A comparison's settings, of which plain is the method, and the methods that are compared.
+
+    Args:
+        methods: names with commas between; by default the recipe's own, or `COMPARED`.
+        flags: as of `merge`; `set` names the method of each option, METHOD.key=value.
+        recipe: its `[set]` are the options of its own method.
+
+    Raises: InputError.
+    """
+    run, found = merge("plain", flags, recipe), load(recipe) if recipe else None
+    own = found.settings.get("method") if found else None
+    names = [name.strip() for name in (methods or own or COMPARED).split(",") if name.strip()]
+    if found and own in names and own != "plain":
+        options = {f"{own}.{key}": value for key, value in found.settings.get("set", {}).items()}
+        run = run.model_copy(update={"set": options | run.set})
+    return run, names
 
 
 def _check_teacher(recipe: Recipe, method: str | None, given: Mapping[str, Any]) -> None:

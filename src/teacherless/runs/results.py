@@ -21,7 +21,7 @@ def evaluate_folder(
 
     The data is what the run was trained on, unless named. Raises: InputError for anything that does not fit together.
     """
-    run, students = read_run(path, trust_imports=trust_imports)
+    run, students, _ = read_run(path, trust_imports=trust_imports)
     if run is None and data is None:
         raise InputError(f"--data: {path} does not say what it was trained on; name the data")
     run = run or Run(method="plain")

@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import NamedTuple
 
-from teacherless import disk
+from teacherless import disk, schemas
 from teacherless.errors import InputError
 from teacherless.models.files import CONFIG, WEIGHTS, Student, load_student
 from teacherless.runs.config import Run, as_given, refuse_code
-from teacherless.training.folder import read_json
 from teacherless.training.settings import read
 
 
-def read_run(path: Path, *, trust_imports: bool = False) -> tuple[Run | None, dict[str, Student]]:
-    """The run a folder belongs to (None where that is not known) and its students: a run folder's all, or the one.
+class StoredRun(NamedTuple):
+    """What a folder holds."""
 
-    Raises: InputError if it is neither, or holds no student.
+    run: Run | None  # None where it is not known
+    students: dict[str, Student]
+    chosen: str  # the student to ship
+
+
+def read_run(path: Path, *, trust_imports: bool = False) -> StoredRun:
+    """The run a folder belongs to and its students: a run folder's all, or the one.
+
+    Raises: InputError if it is neither, holds no student, is damaged, or names code that is not trusted.
     """
-    folder = next((f for f in (path, path.parent.parent) if (f / "run.json").is_file()), None)
-    if folder is None and not (path / "config.json").is_file():
+    whole = path.resolve()  # so that a student's folder has its run above it, however it was named
+    folder = next((f for f in (whole, whole.parent.parent) if (f / "run.json").is_file()), None)
+    if folder is None and not (path / CONFIG).is_file():
         raise InputError(f"{path}: is neither a run folder nor a student's folder")
-    folders = sorted((path / "students").glob("*")) if path == folder else [path]
-    if folder is not None:
-        sums = (read_json(folder / "summary.json") or {}).get("files", {})
-        names = [f"students/{p.name}/{file}" for p in folders for file in (CONFIG, WEIGHTS)]
+    folders = sorted((path / "students").glob("*")) if whole == folder else [path]
+    summary = schemas.summary(folder) if folder else None
+    if folder and summary:
+        sums = summary.get("files", {})
+        names = [f"students/{p.resolve().name}/{file}" for p in folders for file in (CONFIG, WEIGHTS)]
         for name in disk.damaged(folder, [name for name in names if name in sums], sums):
             raise InputError(f"{folder / name}: is missing or damaged, by its checksum in summary.json; teacherless "
                              f"train --out {folder} --resume writes it again")  # fmt: skip
-    students = {p.name: load_student(p, trust_imports=trust_imports) for p in folders}
+    students = {p.resolve().name: _read_student(p, trust_imports) for p in folders}
     if not students:
         raise InputError(f"{path}: holds no students; the run is not finished")
-    if folder is None:
-        return None, students
-    settings = as_given(json.loads((folder / "run.json").read_text())["settings"])
-    if "method" not in settings:
-        return None, students
-    run = read(Run, {**settings, "trust_imports": trust_imports}, where=f"{folder / 'run.json'}: ")
-    refuse_code(run, folder / "run.json")
-    return run, students
+    chosen = summary["chosen"] if summary and whole == folder else next(iter(students))
+    if summary and whole == folder and summary["students"].keys() != students.keys():
+        raise InputError(f"{path}: summary.json is of {', '.join(summary['students'])}; students/ holds "
+                         f"{', '.join(students)}")  # fmt: skip
+    return StoredRun(_settings(folder, trust_imports) if folder else None, students, chosen)
 
 
 def shipped(path: Path, *, trust_imports: bool = False) -> Student:
@@ -46,6 +52,26 @@ def shipped(path: Path, *, trust_imports: bool = False) -> Student:
 
     Raises: InputError if it is neither.
     """
-    _, students = read_run(path, trust_imports=trust_imports)
-    summary = read_json(path / "summary.json")
-    return students[summary["chosen"] if summary else next(iter(students))]
+    _, students, chosen = read_run(path, trust_imports=trust_imports)
+    return students[chosen]
+
+
+def _read_student(folder: Path, trust_imports: bool) -> Student:
+    """A student that says what it expects. Raises: InputError."""
+    student = load_student(folder, trust_imports=trust_imports)
+    for key in ("classes", "input_size", "channels", "mean", "std"):
+        if key not in student.config:
+            raise InputError(f"{folder / CONFIG}: does not say its {key}, as one that was trained from Python; read it "
+                             "with teacherless.load_student")  # fmt: skip
+    return student
+
+
+def _settings(folder: Path, trust_imports: bool) -> Run | None:
+    """A run's settings; None of one from Python. Raises: InputError."""
+    stored = schemas.stored(folder)
+    if stored is None or "method" not in stored["settings"]:
+        return None
+    where = folder / "run.json"
+    run = read(Run, {**as_given(stored["settings"]), "trust_imports": trust_imports}, where=f"{where}: ")
+    refuse_code(run, where)
+    return run

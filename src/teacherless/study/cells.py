@@ -16,17 +16,17 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from statistics import median
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
-from teacherless import disk
+from teacherless import disk, schemas
 from teacherless.errors import Diverged, InputError, Stopped
 from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
 from teacherless.study.watch import Progress, Told
 from teacherless.training.checkpoint import Signals
 from teacherless.training.engines.threads import one_thread_each
-from teacherless.training.folder import read_json
 from teacherless.training.step import tune_allocator
 
 
@@ -38,8 +38,22 @@ class Cell(NamedTuple):
     folder: Path
 
     def done(self) -> dict[str, Any] | None:
-        """The run's summary, or `{"failed": why}`; None while it is not finished."""
-        return read_json(self.folder / "summary.json") or read_json(self.folder / "failed.json")
+        """The run's summary, or `{"failed": why}`, also of one whose files cannot be read; None while it is not
+        finished."""
+        try:
+            schemas.stored(self.folder)
+            if (summary := schemas.summary(self.folder)) is None:
+                failed = schemas.read(self.folder / "failed.json", schemas.FAILED)
+                return None if failed is None else dict(failed)
+            return {**summary, "typical_seconds": _seconds(self.folder)}
+        except InputError as error:
+            return {"failed": str(error)}
+
+
+def _seconds(folder: Path) -> float:
+    """What training costs in seconds, the first epoch's warm-up left out: the median epoch, times their number."""
+    seconds = [line["seconds"] for line in schemas.lines(folder)]
+    return median(seconds) * len(seconds) if seconds else 0.0
 
 
 def run_cells(cells: Sequence[Cell], jobs: int, told: Told | None) -> None:

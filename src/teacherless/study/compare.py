@@ -8,7 +8,7 @@ compared is said in `outcome`.
 
 from __future__ import annotations
 
-import statistics as stdlib
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from typing import Any
 import joblib
 import torch
 
-from teacherless import disk, models
-from teacherless.errors import InputError, unknown
+from teacherless import disk, models, schemas
+from teacherless.errors import InputError, short, unknown
 from teacherless.evaluation.metrics import flops
 from teacherless.methods import METHODS
 from teacherless.runs.build import load_source, method_options
@@ -25,7 +25,6 @@ from teacherless.runs.config import Run, parse_student, specs
 from teacherless.study import outcome
 from teacherless.study.cells import Cell, run_cells
 from teacherless.study.outcome import Table
-from teacherless.training.folder import read_json, read_lines
 from teacherless.training.loop import UNREADABLE
 from teacherless.training.step import pick_device
 
@@ -71,11 +70,12 @@ def compare(
         results |= _run(more, jobs, quiet)
         cells += more
     table = outcome.tabulate(cells, results)
-    outcome.measure(table, cells)
+    whole = [cell for cell in cells if "failed" not in results[cell.row, cell.run.seed]]
+    outcome.measure(table, whole)
     table["settings"] = {**template.model_dump(mode="json"), "seeds": seeds, "methods": rows}
     disk.write_json(out / "compare.json", table)
     outcome.write_csv(table, out / "compare.csv")
-    table["pictures"] = [str(path) for path in outcome.draw(table, cells, out)]
+    table["pictures"] = [str(path) for path in outcome.draw(table, whole, out)]
     return table
 
 
@@ -136,29 +136,25 @@ def _run(cells: Sequence[Cell], jobs: int, quiet: bool) -> dict[tuple[str, int],
     for cell in cells:
         done = cell.done()
         assert done is not None
-        results[cell.row, cell.run.seed] = (
-            done if "failed" in done else {**done, "typical_seconds": _seconds(cell.folder)}
-        )
+        if "failed" not in done:
+            try:
+                outcome.student_of(cell)
+            except InputError as error:
+                done = {"failed": str(error)}
+        results[cell.row, cell.run.seed] = done
     return results
 
 
 def _check(cells: Sequence[Cell]) -> None:
     """Raises: InputError if a cell in the folder was run with other settings."""
     for cell in cells:
-        found = read_json(cell.folder / "run.json")
-        now = cell.run.model_dump(mode="json")
-        other = {key: value for key, value in (found or {}).get("settings", now).items() if now.get(key) != value}
-        if other:
-            key, value = next(iter(other.items()))
-            raise InputError(f"--out: {cell.folder} was run with {key} {value!r}, not {now.get(key)!r}; give the "
-                             "same settings, or another --out")  # fmt: skip
-
-
-def _seconds(folder: Path) -> float:
-    """What training costs in seconds, the first epoch's warm-up left out: the median epoch, times their number."""
-    lines = read_lines(folder / "metrics.jsonl")
-    seconds = [float(line["seconds"]) for line in lines]
-    return stdlib.median(seconds) * len(seconds)
+        now, found = cell.run.model_dump(mode="json"), None
+        with contextlib.suppress(InputError):  # one that cannot be read is a broken cell, and left out
+            found = schemas.stored(cell.folder)
+        for key, value in found["settings"].items() if found else ():
+            if now.get(key) != value:
+                raise InputError(f"--out: {cell.folder} was run with {key} {short(value)}, not {now.get(key)!r}; give "
+                                 "the same settings, or another --out")  # fmt: skip
 
 
 def _told(cell: Cell, summary: Table) -> str:
@@ -177,7 +173,7 @@ def _equal_compute(template: Run, costs: dict[str, float], seeds: range, out: Pa
     The costs, to a quarter, are measured once and kept in `equal-compute.json`: a continued comparison adds the same
     cells.
     """
-    kept = read_json(out / "equal-compute.json")
+    kept = schemas.read(out / "equal-compute.json", schemas.COSTS)
     if kept is None:
         kept = {row: round(4 * cost) / 4 for row, cost in costs.items() if row != "plain" and cost >= 1.125}
         disk.write_json(out / "equal-compute.json", kept)

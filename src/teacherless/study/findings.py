@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from teacherless import losses
+from teacherless import losses, schemas
 from teacherless.data import Loader, Source
 from teacherless.data.augment.distort import Augment
 from teacherless.evaluation.metrics import evaluating
@@ -27,7 +27,6 @@ from teacherless.study import plots, statistics
 from teacherless.study import tables as analysis
 from teacherless.study.outcome import headline
 from teacherless.training import checkpoint
-from teacherless.training.folder import read_lines
 
 NOISE = (0.1, 0.2, 0.3, 0.4, 0.5)  # std, in RMS of each tensor
 DISTANCE = (0.2, 0.4, 0.6, 0.8, 1.0)  # in filter norms
@@ -118,10 +117,7 @@ def look(net: nn.Module, batches: Iterable[Batch], view: int = 0) -> Sight:
 
 def learning(groups: Groups, source: Source) -> Iterator[Finding]:
     """How training went, method against plain."""
-    curves = {
-        label: [analysis.curves(read_lines(s.folder / "metrics.jsonl")) for s in group]
-        for label, group in groups.items()
-    }
+    curves = {label: [analysis.curves(schemas.lines(s.folder)) for s in group] for label, group in groups.items()}
     for name, key, what, draw in (
         ("training-curves", "train_nll", "training cross-entropy", plots.training_curves),
         ("entropy-per-epoch", "train_entropy", "entropy while training", plots.entropy_per_epoch),

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from teacherless import schemas
 from teacherless.data import Loader, Source
 from teacherless.data.splits import Split
 from teacherless.evaluation.metrics import flops, metrics, predict
@@ -34,7 +35,6 @@ from teacherless.study import plots, statistics
 from teacherless.study import tables as analysis
 from teacherless.study.cells import Cell
 from teacherless.study.cost import latencies, training_flops
-from teacherless.training.folder import read_lines
 from teacherless.training.step import pick_device
 
 Table = dict[str, Any]
@@ -144,17 +144,16 @@ def _summary(values: Mapping[int, float | None]) -> statistics.Summary | None:
 
 def measure(table: Table, cells: Sequence[Cell]) -> None:
     """Add what needs the networks themselves: the price of training and of inference, and plain's ensembles."""
-    source = load_source(cells[0].run, quiet=True)
+    source = load_source(cells[0].run, quiet=True) if cells else None
     first: dict[str, Cell] = {}  # of each row
     for cell in cells:
-        if (cell.folder / "summary.json").exists():
-            first.setdefault(cell.row, cell)
+        first.setdefault(cell.row, cell)
     sizes = _inference(first)
     for row, found in table["methods"].items():
-        found["train_flops"] = training_flops(first[row].run, source) if row in first else None
+        found["train_flops"] = training_flops(first[row].run, source) if source and row in first else None
         found["inference"] = sizes.get(row)
-    plain = [cell for cell in cells if cell.row == "plain" and (cell.folder / "summary.json").exists()]
-    if source.test is None or not table["plain_networks"]:
+    plain = [cell for cell in cells if cell.row == "plain"]
+    if source is None or source.test is None or not table["plain_networks"]:
         return
     logits, labels = _predictions(plain, source, source.test)
     for found in table["plain_networks"]:
@@ -166,15 +165,18 @@ def measure(table: Table, cells: Sequence[Cell]) -> None:
 def _predictions(plain: Sequence[Cell], source: Source, test: Split) -> tuple[list[torch.Tensor], torch.Tensor]:
     """What the networks of some cells say of the test images: logits `[N, C]` each, and the labels."""
     device = pick_device(plain[0].run.device)
-    nets = {cell.folder.name: _first(cell).net for cell in plain}
+    nets = {cell.folder.name: student_of(cell).net for cell in plain}
     loader = Loader(test, batch_size=512, mean=source.mean, std=source.std, device=device, augment=None)
     logits, labels = predict({name: net.to(device) for name, net in nets.items()}, loader)
     return [each.cpu() for each in logits.values()], labels.cpu()
 
 
-def _first(cell: Cell) -> Student:
-    """The first student of a cell. Code is imported only if the comparison's own command names it, not the file."""
-    folder = min((cell.folder / "students").iterdir())
+def student_of(cell: Cell) -> Student:
+    """The first student of a cell. Code is imported only if the comparison's own command names it, not the file.
+
+    Raises: InputError if it cannot be read.
+    """
+    folder = min((cell.folder / "students").glob("*"), default=cell.folder / "students")
     named = {spec.name for spec in specs(cell.run)}
     return load_student(folder, trust_imports=cell.run.trust_imports or read_config(folder)["architecture"] in named)
 
@@ -187,7 +189,7 @@ def _inference(cells: Mapping[str, Cell]) -> dict[str, Table]:
     kinds: dict[str, str] = {}
     nets: dict[str, tuple[torch.nn.Module, torch.Tensor]] = {}
     for row, cell in cells.items():
-        net, config = _first(cell)
+        net, config = student_of(cell)
         kinds[row] = json.dumps([config[key] for key in ("architecture", "arguments", "channels", "input_size")])
         nets.setdefault(kinds[row], (net, torch.zeros(1, config["channels"], *config["input_size"])))
     found = {
@@ -235,9 +237,8 @@ def draw(table: Table, cells: Sequence[Cell], out: Path) -> list[Path]:
         pictures += plots.cost(known, costs, out / "cost", metric=table["metric"])
     curves: dict[str, list[analysis.Curves]] = {}
     for cell in cells:
-        lines = cell.folder / "metrics.jsonl"
-        if lines.exists() and cell.row in METHODS and not (cell.folder / "failed.json").exists():
-            curves.setdefault(cell.row, []).append(analysis.curves(read_lines(lines)))
+        if cell.row in METHODS:
+            curves.setdefault(cell.row, []).append(analysis.curves(schemas.lines(cell.folder)))
     if curves:
         pictures += plots.training_curves(curves, out / "training-curves")
     return pictures

@@ -9,27 +9,27 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from teacherless import disk
+from teacherless import disk, schemas
 from teacherless.data import Loader, Source
 from teacherless.data.augment.distort import counter_hash
 from teacherless.errors import InputError
 from teacherless.method import Wants
 from teacherless.methods import METHODS
+from teacherless.models.files import Student
 from teacherless.runs.build import load_source
 from teacherless.runs.config import Run
 from teacherless.runs.stored import read_run
 from teacherless.study.findings import KINDS, Finding, Groups, Seen, look
 from teacherless.study.outcome import comparable
-from teacherless.training.folder import read_json
 from teacherless.training.step import pick_device
 
 NO_MATTER = {
@@ -96,19 +96,30 @@ def read(paths: Sequence[Path], trust_imports: bool = False) -> tuple[Groups, So
     named = [pair for path in paths for pair in _find(path)]
     if not named:
         raise InputError(f"{paths[0] if paths else 'analyse'}: holds no finished run")
-    loaded = [_load(folder, trust_imports) for _, folder in named]
-    found = [run for run, _, _ in loaded]
-    labels = _labels([name or run.method for (name, _), run in zip(named, found, strict=True)], found)
+    loaded: list[_Loaded] = []
+    for name, folder in named:
+        try:
+            loaded.append(_load(name, folder, trust_imports))
+        except InputError as error:
+            if name is None:
+                raise
+            log.warning("%s; left out", error)
+    if not loaded:
+        raise InputError(f"{paths[0]}: holds no run that can be read")
+    found = [one.run for one in loaded]
+    labels = _labels([one.name or one.run.method for one in loaded], found)
     kinds = _labels([run.method for run in found], [_any_number(run) for run in found])
-    source = load_source(loaded[0][0], quiet=True)
-    for (_, folder), (_, _, fingerprint) in zip(named, loaded, strict=True):
-        if fingerprint != source.fingerprint:
-            raise InputError(f"{folder}: was trained on other data than what {named[0][1]} names ({source.name})")
+    source = load_source(found[0], quiet=True)
+    for one in loaded:
+        if one.fingerprint != source.fingerprint:
+            raise InputError(
+                f"{one.folder}: was trained on other data than what {loaded[0].folder} names ({source.name})"
+            )
     if (source.test or source.val or source.reid) is None:
         raise InputError(f"{source.name}: has neither test nor validation data to look at")
     groups: Groups = {}
-    for label, kind, (_, folder), (run, students, _) in zip(labels, kinds, named, loaded, strict=True):
-        groups.setdefault(label, []).append(_see(label, kind, run, folder, students, source))
+    for label, kind, one in zip(labels, kinds, loaded, strict=True):
+        groups.setdefault(label, []).append(_see(label, kind, one, source))
     for label, group in groups.items():
         group.sort(key=lambda seen: seen.run.seed)
         for a, b in pairwise(group):
@@ -131,14 +142,23 @@ def _find(path: Path) -> list[tuple[str | None, Path]]:
     return [(None, path)]
 
 
-def _load(folder: Path, trust_imports: bool) -> tuple[Run, dict[str, Any], str]:
-    """A run, its students, and the fingerprint of the data it was trained on."""
-    run, students = read_run(folder, trust_imports=trust_imports)
-    if run is None:
+class _Loaded(NamedTuple):
+    name: str | None  # of its row, where it is the cell of a comparison
+    folder: Path
+    run: Run
+    students: dict[str, Student]
+    summary: dict[str, Any]
+    fingerprint: str | None  # of the data it was trained on
+
+
+def _load(name: str | None, folder: Path, trust_imports: bool) -> _Loaded:
+    """A run. Raises: InputError if any of its files cannot be read."""
+    run, students, _ = read_run(folder, trust_imports=trust_imports)
+    about, summary = schemas.stored(folder), schemas.summary(folder)
+    if run is None or about is None or summary is None:
         raise InputError(f"{folder}: was trained from Python; what data it saw is not known")
-    about = read_json(folder / "run.json")
-    assert about is not None
-    return run, students, about["data"]["fingerprint"]
+    schemas.lines(folder)
+    return _Loaded(name, folder, run, students, summary, about["data"].get("fingerprint"))
 
 
 def _labels(bases: Sequence[str], found: Sequence[Run]) -> list[str]:
@@ -162,10 +182,10 @@ def _short(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _see(label: str, kind: str, run: Run, folder: Path, students: Mapping[str, Any], source: Source) -> Seen:
-    device = pick_device("auto")
-    nets = {name: student.net.to(device) for name, student in students.items()}
-    config = next(iter(students.values())).config
+def _see(label: str, kind: str, one: _Loaded, source: Source) -> Seen:
+    device, run = pick_device("auto"), one.run
+    nets = {name: student.net.to(device) for name, student in one.students.items()}
+    config = next(iter(one.students.values())).config
     make: dict[str, Any] = {"mean": config["mean"], "std": config["std"], "device": device, "workers": run.workers}
     test = source.test or (source.reid.query.split if source.reid else source.val)
     assert test is not None
@@ -178,12 +198,9 @@ def _see(label: str, kind: str, run: Run, folder: Path, students: Mapping[str, A
     on_train, on_test = ({name: sight.logits for name, sight in each.items()} for each in sights[:2])
     features = {name: sight.features for name, sight in sights[2].items() if sight.features is not None}
     labels = [next(iter(each.values())).labels for each in sights]
-    summary = read_json(folder / "summary.json")
-    assert summary is not None
-    like_plain = list(comparable(run, summary))
-    return Seen(
-        label, kind, run, folder, nets, like_plain, summary, train, views, whole, on_train, on_test, features, *labels
-    )  # fmt: skip
+    like_plain = list(comparable(run, one.summary))
+    return Seen(label, kind, run, one.folder, nets, like_plain, one.summary, train, views, whole, on_train, on_test,
+                features, *labels)  # fmt: skip
 
 
 def _sample(size: int) -> Tensor:

@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from teacherless.training.folder import read_json, read_lines
+from teacherless import schemas
+from teacherless.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,17 +111,19 @@ class Progress:
     def _total(self, cell: Cell) -> int:
         """Its epochs in all, as the first run of its row has written down."""
         if cell.row not in self.totals:
-            found = read_json(cell.folder / "run.json")
+            found = None
+            with contextlib.suppress(InputError):
+                found = schemas.stored(cell.folder)
             if found is None:
                 return cell.run.epochs
-            self.totals[cell.row] = int(found["epochs"])
+            self.totals[cell.row] = found.get("epochs", cell.run.epochs)
         return self.totals[cell.row]
 
 
 def _epochs(folder: Path) -> list[float]:
-    """Seconds of each epoch in `metrics.jsonl`; none while a line is being written."""
-    with contextlib.suppress(OSError, ValueError):
-        return [float(line["seconds"]) for line in read_lines(folder / "metrics.jsonl")]
+    """Seconds of each epoch in `metrics.jsonl`."""
+    with contextlib.suppress(InputError):
+        return [line["seconds"] for line in schemas.lines(folder)]
     return []
 
 

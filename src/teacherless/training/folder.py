@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from teacherless import disk
-from teacherless.errors import InputError
+from teacherless.errors import InputError, short
 
 
 def open_folder(out: Path, resume: bool = False) -> Path:
@@ -38,7 +37,7 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], anyway: bool) -> 
     for key in before["settings"].keys() | now["settings"].keys():
         old, new = before["settings"].get(key), now["settings"].get(key)
         if old != new:
-            differences.append(f"{key} was {old!r}, is {new!r}")
+            differences.append(f"{key} was {short(old)}, is {short(new)}")
             unsafe |= key not in SAFE
     for what, old, new in (
         ("data", before["data"].get("fingerprint"), now["data"].get("fingerprint")),
@@ -51,19 +50,3 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], anyway: bool) -> 
     if differences and (unsafe or not anyway):
         how = "" if unsafe else "; --resume-anyway goes on with these"
         raise InputError(f"--resume: the run was started otherwise: {'; '.join(sorted(differences))}{how}")
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON file of a run folder, or None where there is none. Raises: InputError if it is not JSON."""
-    try:
-        value: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    return value
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl, line by line."""
-    return [json.loads(line) for line in path.read_text().splitlines()]

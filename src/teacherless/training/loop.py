@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import teacherless
-from teacherless import disk, losses
+from teacherless import disk, losses, schemas
 from teacherless.data import Loader, as_loader
 from teacherless.errors import ADVICE, Diverged, InputError, Stopped, python_names
 from teacherless.evaluation.metrics import evaluate, evaluating
@@ -171,7 +171,7 @@ class Training:
             self.loop()
             return self.finish(test, data_about, student_about, search)
         folder.open_folder(self.out, resume)
-        stored = folder.read_json(self.out / "run.json") if resume else None
+        stored = schemas.stored(self.out) if resume else None
         if stored:
             self.engine.resume(stored)
         now = {**_environment(self.device), **self.engine.about(), "data": data_about, "teacher": self._teacher_hash(),
@@ -349,13 +349,13 @@ class Training:
     def _resume(self, now: dict[str, Any], anyway: bool, student_about: dict[str, Any]) -> Result | None:
         """Take up what the folder holds. Returns a result if there is nothing left to do."""
         assert self.out is not None
-        before = folder.read_json(self.out / "run.json")
+        before = schemas.stored(self.out)
         if before:
             folder.compare(before, now, anyway)
             longer = any(before["settings"].get(key) != now["settings"][key] for key in ("epochs", "steps"))
             if longer and len(phases := self.method.phases) > 1:
                 raise InputError(f"--resume: found other epochs; a run with phases ({', '.join(phases)}) keeps its own")
-        summary = folder.read_json(self.out / "summary.json")
+        summary = schemas.summary(self.out)
         if summary and self._reached(summary):
             return self._as_finished(summary, student_about)
         if (path := self._take_up()) is None:
@@ -414,7 +414,7 @@ class Training:
             self._say(f"missing or damaged, and written again from {path}: {', '.join(lost)}")
             summary = {**summary, "files": self._write(student_about)}
             disk.write_json(self.out / "summary.json", summary)
-        return Result(summary, folder.read_lines(self.out / "metrics.jsonl"), self.method, self.out)
+        return Result(summary, schemas.lines(self.out), self.method, self.out)
 
     def _say(self, line: str) -> None:
         if self.recorder.screen:

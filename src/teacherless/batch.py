@@ -143,6 +143,24 @@ def check_values(batch: Batch) -> None:
                              "(a sample of several classes, multi-label, cannot be trained)")  # fmt: skip
 
 
+def check_samples(batch: Batch, number: int, classes: int | None = None) -> None:
+    """What one sample can spoil for all: NaN among inputs, a label that is no class. Looks only at what is on the CPU.
+
+    Raises: InputError that names the batch and the row.
+    """
+    where = f"data: batch {number}, row"
+    for x in (leaf for inputs in batch.inputs for leaf in leaves(inputs)):
+        if x.is_floating_point() and x.device.type == "cpu" and bool(x.isnan().any()):
+            rows = x.isnan().reshape(len(x), -1).any(1)
+            raise InputError(f"{where} {int(rows.nonzero()[0])}: found NaN; inputs must be numbers")
+    labels = batch.labels
+    if labels.dim() == 1 and labels.device.type == "cpu":
+        bad = ((labels < 0) | (labels >= (classes or torch.inf))).nonzero().flatten().tolist()
+        if bad:
+            legal = f"0 to {classes - 1}" if classes else "0 or more"
+            raise InputError(f"{where} {bad[0]}: found class {int(labels[bad[0]])}; must be {legal}")
+
+
 def weighted(labels: Tensor, weights: Tensor) -> Tensor:
     """Labels that give each sample the weight of its class in every cross-entropy. `[B] or [B, C], [C] -> [B, C]`."""
     shares = labels if labels.dim() == 2 else torch.nn.functional.one_hot(labels, len(weights))

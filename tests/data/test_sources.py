@@ -23,6 +23,8 @@ from teacherless.data.sets.idx import read_idx
 from teacherless.data.splits import balanced, moments, stratified
 from teacherless.errors import InputError
 from teacherless.method import Batch, Wants
+from teacherless.methods.plain import Plain
+from teacherless.training.loop import train
 
 
 def noise(n: int = 60, size: int = 8, channels: int = 1, classes: int = 5) -> Resident:
@@ -495,3 +497,27 @@ def test_looking_at_the_first_batch_leaves_no_trace() -> None:
 def test_names_that_others_use() -> None:
     assert {"Augment", "Files", "Loader", "Resident", "SOURCES", "Source", "as_loader", "load"} <= set(dir(data))
     assert all(source.__doc__ and source.__doc__.startswith(name) for name, source in data.SOURCES.items())
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda x, y: x[5, 0, 1, 1].fill_(torch.nan), "batch 3, row 5: found NaN"),
+        (lambda x, y: y[2].fill_(7), "batch 3, row 2: found class 7; must be 0 to 3"),
+        (lambda x, y: y[2].fill_(-100), "batch 3, row 2: found class -100; must be 0 to 3"),
+    ],
+)
+def test_what_one_sample_spoils_is_named_by_batch_and_row(split: str, spoil: Any, words: str) -> None:
+    """In the middle of an epoch, where a lower rate would not help."""
+
+    def batches(bad: bool) -> list[tuple[Tensor, Tensor]]:
+        found = [(torch.randn(8, 1, 4, 4), torch.arange(8) % 4) for _ in range(5)]
+        if bad:
+            spoil(*found[3])
+        return found
+
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 4))
+    parts = [batches(split == name) for name in ("train", "val", "test")]
+    with pytest.raises(InputError, match=words):
+        train(Plain(net), *parts, epochs=1, quiet=True)

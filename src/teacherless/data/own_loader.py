@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from teacherless.batch import SHAPES, Batch, Wants, as_batch, check_wants, mapped
+from teacherless.batch import SHAPES, Batch, Wants, as_batch, check_samples, check_wants, mapped
 from teacherless.data.loader import Loader
 from teacherless.errors import InputError
 
@@ -63,6 +63,7 @@ class Adapted:
         self, batches: Iterable[Any], wants: Wants, device: torch.device | str, dtype: torch.dtype | None
     ) -> None:
         self.batches, self.wants, self.device, self.dtype = batches, wants, device, dtype
+        self.classes: int | None = None  # whoever knows how many there are may say so
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The iterable, read once more. The first `start` batches are read, and thrown away, before this returns: who
@@ -73,13 +74,16 @@ class Adapted:
         batches = iter(self.batches)
         for _ in islice(batches, start):
             pass
-        return self._rest(batches, epoch, empty=start == 0)
+        return self._rest(batches, epoch, start)
 
-    def _rest(self, batches: Iterator[Any], epoch: int, empty: bool) -> Iterator[Batch]:
+    def _rest(self, batches: Iterator[Any], epoch: int, start: int) -> Iterator[Batch]:
+        number = start
         for item in batches:
-            empty = False
-            yield self.convert(item)
-        if empty:
+            batch = as_batch(item)
+            check_samples(batch, number, self.classes)
+            number += 1
+            yield self.convert(batch)
+        if number == 0:
             why = "; a generator can be read only once: give a list or a DataLoader" if epoch else ""
             raise InputError(f"data: the loader gave no batches in epoch {epoch}{why}")
 

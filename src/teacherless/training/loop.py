@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import teacherless
 from teacherless import disk, losses, schemas
 from teacherless.data import Loader, as_loader
+from teacherless.data.own_loader import Adapted
 from teacherless.errors import ADVICE, Diverged, InputError, Stopped, python_names
 from teacherless.evaluation.metrics import evaluate, evaluating
 from teacherless.method import Batch, Method, Progress, Wants
@@ -121,6 +122,7 @@ class Training:
                              "copy of its own: start one, or write a loop with DistributedDataParallel around the "
                              "method")  # fmt: skip
         self.method, self.data, self.val, self.settings, self.out = method, data, val, settings, out
+        self.test: Any = None
         self.on_epoch: Callable[[Line], bool | None] | None = None
         self.enough = False  # on_epoch said so
         self.device = pick_device(settings.device)
@@ -167,6 +169,7 @@ class Training:
         anyway: bool = False,
     ) -> Result:
         """Open the folder, train, evaluate, write. The folder is held while this runs."""
+        self.test = test
         if self.out is None:
             self.loop()
             return self.finish(test, data_about, student_about, search)
@@ -240,7 +243,10 @@ class Training:
             batches = signals.between(batches)
         for batch in itertools.islice(batches, left):
             if self.step == 0:
-                _check_first(self.students, batch)
+                outputs = _check_first(self.students, batch)
+                for each in (self.data, self.val, self.test):
+                    if isinstance(each, Adapted):
+                        each.classes = outputs
             place = self.step if self.per_epoch else self.epoch
             set_rates(self.optimizer, rate(settings, place, self.per_epoch or 1, total))
             output = self.engine.step(self.optimizer, batch, self.progress)
@@ -467,10 +473,12 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _check_first(students: dict[str, nn.Module], batch: Batch) -> None:
-    """Once, before the first step: every student returns logits, and has an output for every label."""
+def _check_first(students: dict[str, nn.Module], batch: Batch) -> int:
+    """Once, before the first step: every student returns logits, and has an output for every label. Returns how many
+    outputs all of them have."""
     ids = losses.class_ids(batch.labels)
     high, low = int(ids.max()), int(ids.min())
+    outputs = []
     with evaluating(students.values()):
         for name, net in students.items():
             logits = call(net, batch.inputs[0])
@@ -479,6 +487,8 @@ def _check_first(students: dict[str, nn.Module], batch: Batch) -> None:
                                  f"[{len(batch.labels)}, classes]")  # fmt: skip
             if high >= logits.shape[1] or low < 0:
                 raise InputError(f"data: found class {high if low >= 0 else low}; {name} has {logits.shape[1]} outputs")
+            outputs.append(logits.shape[1])
+    return min(outputs)
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

@@ -106,3 +106,19 @@ def test_no_module_has_the_name_of_a_public_name() -> None:
     import teacherless
 
     assert not {file.stem for file in SRC.rglob("*.py")} & set(teacherless.__all__)
+
+
+@pytest.mark.parametrize("file", sorted(SRC.rglob("*.py")), ids=lambda f: str(f.relative_to(SRC)))
+def test_text_is_read_and_written_as_utf8(file: Path) -> None:
+    """Elsewhere it would be whatever the system's locale says."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        modes = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+        text = name in ("read_text", "write_text") or (
+            name == "open" and any(mode in ("r", "w", "a") for mode in modes)
+        )
+        keywords = {keyword.arg for keyword in node.keywords}
+        text = text or (name in ("run", "Popen", "check_output") and "text" in keywords)
+        assert not text or "encoding" in keywords, f"{file.name}:{node.lineno}"

@@ -458,8 +458,10 @@ def install_completion(*, shell: Literal["bash", "zsh", "fish"] | None = None) -
     except Exception as error:
         raise InputError(f"--install-completion: {error}; give --shell bash, zsh or fish") from None
     startup = Path(os.environ.get("ZDOTDIR", Path.home())) / ".zshrc"
-    if path.name.startswith("_") and "compinit" not in startup.read_text():  # zsh completes nothing without it
-        with startup.open("a") as file:
+    if path.name.startswith("_") and "compinit" not in startup.read_text(
+        encoding="utf-8"
+    ):  # zsh completes nothing without it
+        with startup.open("a", encoding="utf-8") as file:
             file.write("autoload -Uz compinit && compinit\n")
     print(f"completion is in {path}; open a new shell")
 

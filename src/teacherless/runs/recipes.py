@@ -57,7 +57,7 @@ def _rows() -> dict[str, dict[str, Any]]:
     """Every row of our files, by name, with what it takes from defaults and parts."""
     rows = {}
     for path in sorted(folder().glob("*.toml")):
-        paper = tomllib.loads(path.read_text())
+        paper = tomllib.loads(path.read_text(encoding="utf-8"))
         for name, row in paper["rows"].items():
             parts = [paper["parts"][part] for part in row.pop("parts", ())]
             rows[name] = _merged([paper["defaults"], *parts, row])
@@ -104,7 +104,7 @@ def load(text: str | Path) -> Recipe:
 def _read(path: Path) -> dict[str, Any]:
     """A recipe file of the user's own. Raises: InputError for one that is missing or not TOML."""
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--recipe: cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
     except tomllib.TOMLDecodeError as error:

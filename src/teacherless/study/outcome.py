@@ -205,7 +205,7 @@ def write_csv(table: Table, path: Path) -> None:
     header = ["method", "seeds", f"test_{table['metric']}", "std", "difference", "low", "high", "p_holm", "nll", "ece",
               "networks", "best_on_validation", "ensemble", "cost", "train_seconds", "train_flops", "params", "flops",
               "ms", "low_ms", "high_ms", "verdict", "failed"]  # fmt: skip
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         out = csv.DictWriter(file, header)
         out.writeheader()
         for row, found in table["methods"].items():

@@ -72,7 +72,7 @@ def analyse(
             files += [out / f"{found.name}.json", *found.draw(out / found.name)]
             if not quiet:
                 print(f"{found.name}: {found.says}", flush=True)
-    files[0].write_text(_index(source, shown))
+    files[0].write_text(_index(source, shown), encoding="utf-8")
     return files
 
 

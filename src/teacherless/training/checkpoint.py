@@ -122,7 +122,7 @@ class _Damaged(Exception):
 
 def _read_one(path: Path) -> State:
     try:
-        lines = [line.split("  ") for line in (path / "SHA256SUMS").read_text().splitlines()]
+        lines = [line.split("  ") for line in (path / "SHA256SUMS").read_text(encoding="utf-8").splitlines()]
         sums = {name: digest for digest, name in lines}
         if sums.keys() != {"tensors.safetensors", "state.json"}:
             raise _Damaged("SHA256SUMS does not list its files")

@@ -509,7 +509,9 @@ def _commit() -> str | None:
     here = Path(teacherless.__file__).resolve().parent
     command = ["git", "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        root, commit = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.splitlines()
+        root, commit = subprocess.run(
+            command, cwd=here, capture_output=True, encoding="utf-8", check=True
+        ).stdout.splitlines()
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
     return commit if Path(root) / "src" / "teacherless" == here else None

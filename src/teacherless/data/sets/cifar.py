@@ -133,7 +133,7 @@ def _records(release: Release, path: Path) -> Resident:
 
 def _class_names(release: Release, path: Path) -> list[str]:
     try:
-        names = a_file(path, 2**20).read_text().split()
+        names = a_file(path, 2**20).read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or 'is not text'}") from error
     if len(names) != release.classes or len(set(names)) != len(names):

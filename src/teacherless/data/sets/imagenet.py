@@ -53,13 +53,13 @@ def tiny_imagenet(options: Options) -> Found:
     root = where / "tiny-imagenet-200" if (where / "tiny-imagenet-200").is_dir() else where
     if not (root / "wnids.txt").is_file():
         raise absent("tiny-imagenet", "wnids.txt", where, TINY_URL, "248 MB")
-    classes = (root / "wnids.txt").read_text().split()
+    classes = (root / "wnids.txt").read_text(encoding="utf-8").split()
     wanted = set(classes)
     train = _files(root, [(name, path) for name in classes for path in _images(root, f"train/{name}/images")],
                    classes, size)  # fmt: skip
     notes = root / "val" / "val_annotations.txt"
     try:
-        lines = [line.split("\t") for line in notes.read_text().splitlines()]
+        lines = [line.split("\t") for line in notes.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{notes}: {getattr(error, 'strerror', None) or 'is not text'}") from error
     for number, line in enumerate(lines, 1):

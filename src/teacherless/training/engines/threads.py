@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as all_done
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from teacherless.batch import mapped
 from teacherless.errors import InputError

@@ -255,10 +255,11 @@ def evaluate(
     data: str | None = None,
     data_dir: Path | None = None,
     split: Literal["val", "test"] = "test",
+    out: Path | None = None,
     trust_imports: Switch = False,
     json: Json = False,
 ) -> None:
-    """Evaluate a run folder, or one student's folder.
+    """Evaluate a run folder, or one student's folder: metrics, every class, the most confident mistakes.
 
     Parameters
     ----------
@@ -270,16 +271,22 @@ def evaluate(
         where the data set's files are.
     split
         val or test.
+    out
+        where evaluation.json and the pictures go (default: evaluation/<data>-<split> in the run folder).
     trust_imports
         import the code that a config.json names (a student package.module:function).
     """
     from teacherless.runs.results import evaluate_folder
+    from teacherless.study import mistakes
 
-    rows = evaluate_folder(path, data=data, data_dir=data_dir, split=split, trust_imports=trust_imports)
+    found = evaluate_folder(path, data=data, data_dir=data_dir, split=split, trust_imports=trust_imports)
+    out = out or mistakes.default_out(path, found)
+    mistakes.write(found, out)
     if json:
-        show.as_json(rows)
+        show.as_json({**found.about(), "out": out})
     else:
-        show.evaluation(rows)
+        show.evaluation(found)
+        print("pictures and tables:", out)
 
 
 @app.command(help_epilogue=_examples("predict runs/first more-photos", "predict runs/first a.jpg b.jpg --json"))
@@ -477,6 +484,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error, 4)
     except Stopped as stop:
         return _complain(stop, 128 + stop.signal)
+    except BrokenPipeError:  # whoever read this has seen enough; nothing may be flushed into the pipe at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     return code if isinstance(code, int) else 0

@@ -2,33 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from teacherless.data import Loader
+import torch
+from torch import Tensor
+
+from teacherless.data import Files, Loader
 from teacherless.errors import InputError
-from teacherless.evaluation.metrics import evaluate
+from teacherless.evaluation.metrics import metrics, predict, predicted
+from teacherless.losses import log_probs
+from teacherless.method import Batch, Wants
 from teacherless.methods._parts import MeanProbability
 from teacherless.runs.build import load_source
 from teacherless.runs.config import Run
 from teacherless.runs.stored import read_run
 from teacherless.training.summary import search_of
 
+MISTAKES = 24  # that are shown
+
+
+class Mistake(NamedTuple):
+    """An image that the shipped student takes for another class."""
+
+    row: int  # in the split
+    file: str | None
+    label: str
+    taken_for: str
+    confidence: float  # in [0, 1]
+
+
+class Evaluation(NamedTuple):
+    """What the students make of one split."""
+
+    data: str
+    split: str
+    images: int
+    classes: list[str]
+    metrics: dict[str, dict[str, float]]  # of every student, and of the ensemble of peers
+    shipped: str
+    confusion: list[list[int]]  # [label][prediction] of the shipped student; none where persons are searched for
+    mistakes: list[Mistake]  # the most confident first
+    pixels: Tensor | None  # of the mistakes, uint8 [M, H, W, C]
+
+    @property
+    def per_class(self) -> list[float | None]:
+        """Top-1 of each class's images, percent; None for a class without any."""
+        return [100 * row[i] / sum(row) if sum(row) else None for i, row in enumerate(self.confusion)]
+
+    def about(self) -> dict[str, Any]:
+        """All but the pixels, for JSON."""
+        found = self._asdict() | {"mistakes": [mistake._asdict() for mistake in self.mistakes]}
+        return {key: found[key] for key in found if key != "pixels"} | {"per_class": self.per_class}
+
 
 def evaluate_folder(
     path: Path, *, data: str | None, data_dir: Path | None, split: str, trust_imports: bool = False
-) -> dict[str, dict[str, float]]:
-    """Metrics of every student of a run folder (and their ensemble, for peers), or of one student's folder.
+) -> Evaluation:
+    """Evaluate every student of a run folder (and their ensemble, for peers), or one student's folder.
 
     The data is what the run was trained on, unless named. Raises: InputError for anything that does not fit together.
     """
-    run, students, _ = read_run(path, trust_imports=trust_imports)
+    run, students, shipped = read_run(path, trust_imports=trust_imports)
     if run is None and data is None:
         raise InputError(f"--data: {path} does not say what it was trained on; name the data")
     run = run or Run(method="plain")
     config = next(iter(students.values())).config
     if data not in (None, run.data):  # nothing of what the run did to its own data, but the student's input size
-        run = Run(method=run.method, data=data, img_size=config["input_size"][0], workers=run.workers,
-                  fit=config.get("fit"))  # fmt: skip
+        run = Run(method=run.method, data=data, img_size=config["input_size"][0], workers=run.workers)
     source = load_source(run.model_copy(update={"data_dir": data_dir or run.data_dir}))
     for name, student in students.items():
         if len(student.config["classes"]) != len(source.classes):
@@ -36,12 +78,48 @@ def evaluate_folder(
                              f"{len(student.config['classes'])}")  # fmt: skip
     chosen = {"val": source.val, "test": source.test}[split]
     stats = {"mean": config["mean"], "std": config["std"]}
+    nets = {name: student.net for name, student in students.items()}
     search = search_of(source, run.workers, **stats)
-    if search and split == "test":
-        return search({name: student.net for name, student in students.items()})
+    if search and source.reid and split == "test":
+        queries = len(source.reid[0].split)
+        return Evaluation(source.name, split, queries, source.classes, search(nets), shipped, [], [], None)
     if chosen is None:
         raise InputError(f"--split: {source.name} has no {split} split")
-    predictors = {name: student.net for name, student in students.items()}
-    if len(predictors) > 1 and run.method == "dml":
-        predictors["ensemble"] = MeanProbability(list(predictors.values()))
-    return evaluate(predictors, Loader(chosen, batch_size=512, augment=None, **stats))
+    if len(nets) > 1 and run.method == "dml":
+        nets["ensemble"] = MeanProbability(list(nets.values()))
+    loader = Loader(chosen, batch_size=512, augment=None, wants=Wants(index=True), **stats)
+    rows: list[Tensor] = []
+    logits, labels = predict(nets, _noting(loader.epoch(0), rows))
+    found = {name: dict(metrics(each, labels)) for name, each in logits.items()}
+    wrong = _most_confident(logits[shipped], labels)
+    guess, sure = predicted(logits[shipped]), log_probs(logits[shipped]).amax(1).exp()
+    places = torch.cat(rows)[wrong]
+    mistakes = [
+        Mistake(place, chosen.name(place) if isinstance(chosen, Files) else None, source.classes[labels[i]],
+                source.classes[guess[i]], float(sure[i]))
+        for i, place in zip(wrong.tolist(), places.tolist(), strict=True)
+    ]  # fmt: skip
+    return Evaluation(source.name, split, len(labels), source.classes, found, shipped,
+                      confusion(guess, labels, len(source.classes)), mistakes, chosen.sample(places))  # fmt: skip
+
+
+def confusion(guess: Tensor, labels: Tensor, classes: int) -> list[list[int]]:
+    """How often each class is taken for each. `[N], [N] -> [label][prediction]`; no prediction counts nowhere."""
+    pairs = (labels * classes + guess)[guess >= 0]
+    counts: list[list[int]] = pairs.bincount(minlength=classes**2).view(classes, classes).tolist()
+    return counts
+
+
+def _most_confident(logits: Tensor, labels: Tensor) -> Tensor:
+    """The samples that are wrong, the surest first. `[N, C], [N] -> [at most MISTAKES]`."""
+    guess, sure = predicted(logits), log_probs(logits).amax(1)
+    wrong = ((guess != labels) & (guess >= 0)).nonzero().flatten()
+    return wrong[sure[wrong].argsort(descending=True, stable=True)][:MISTAKES]
+
+
+def _noting(batches: Iterator[Batch], rows: list[Tensor]) -> Iterator[Batch]:
+    """The batches, each one's rows noted as it passes: images that cannot be read are left out of them."""
+    for batch in batches:
+        assert batch.index is not None
+        rows.append(batch.index.cpu())
+        yield batch

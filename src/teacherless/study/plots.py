@@ -24,6 +24,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from teacherless.study.statistics import CAVEAT
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from teacherless.study.statistics import Difference, Summary
     from teacherless.study.tables import (
         Bin,
@@ -49,6 +51,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 PALETTE = dict(zip(("dml", "one", "ddgsd", "label-smoothing", "kd", "ps-kd", "tf-kd", "fitnets", "byot", "frskd",
                     "cs-kd", "snapshot"), COLOURS, strict=True))  # fmt: skip
 SHADES = (0.0, 0.45, 0.65, 0.25)  # how much white is in the colour of a method's first, second, ... runs
+NUMBERED_CLASSES = 20  # of a confusion matrix with its numbers
 NAMED_CLASSES = 40  # more are drawn without their names
 COLOURED_CLASSES = 20
 
@@ -405,6 +408,38 @@ def cost(
     ax.margins(x=0.18, y=0.12)
     ax.set(title="accuracy against cost", xlabel="training cost, plain = 1",
            ylabel=f"test {metric}, % (± std over seeds)", ylim=_possible(ax.get_ylim()))  # fmt: skip
+    return _save(figure, path)
+
+
+def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], name: str, path: Path) -> list[Path]:
+    """How many images of each class (down) are taken for each (across), coloured by their share of the class."""
+    n = len(classes)
+    named, numbers = n <= NAMED_CLASSES, n <= NUMBERED_CLASSES
+    side = 2.2 + (0.42 * n if numbers else 0.22 * min(n, NAMED_CLASSES))
+    figure, (ax,) = _figure(1, 1, width=side + 0.6, height=side, grid=False)
+    shares = [[100 * count / max(1, sum(row)) for count in row] for row in counts]
+    labels = list(classes) if named else []
+    _heatmap(ax, labels, labels, shares, "", 100)
+    if numbers:
+        for y, row in enumerate(counts):
+            for x, count in enumerate(row):
+                ax.text(x, y, count or "", ha="center", va="center", fontsize=8,
+                        color="white" if shares[y][x] < 50 else BLACK)  # fmt: skip
+    ax.set(title=f"{name}: images of a class, and what they are taken for", xlabel="taken for", ylabel="class")
+    return _save(figure, path)
+
+
+def sheet(pixels: Tensor, captions: Sequence[str], title: str, path: Path) -> list[Path]:
+    """Images, uint8 `[M, H, W, C]`, with a caption each."""
+    columns = min(6, len(captions))
+    rows = -(-len(captions) // columns)
+    figure, axes = _figure(rows, columns, width=1.6 * columns, height=0.5 + 1.9 * rows, grid=False)
+    for ax in axes:
+        ax.axis("off")
+    for ax, image, caption in zip(axes, pixels, captions, strict=False):
+        ax.imshow(image.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
+        ax.set_title(caption, fontsize=8)
+    figure.suptitle(title, fontsize=10)
     return _save(figure, path)
 
 

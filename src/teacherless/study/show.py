@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from teacherless import disk
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from teacherless.runs.plan import Plan
     from teacherless.runs.predict import Prediction
     from teacherless.runs.recipes import Recipe
+    from teacherless.runs.results import Evaluation
 
 METRICS = {
     "top1": "top-1 %", "balanced": "balanced %", "top5": "top-5 %", "nll": "NLL", "ece": "ECE %",
@@ -72,15 +74,7 @@ def printable(text: str) -> str:
 
 def as_json(value: Any) -> None:
     """JSON; what is no finite number is null."""
-    print(json.dumps(_plain(value), indent=1, default=str))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(disk.finite(value), indent=1, default=str))
 
 
 def number(metric: str, value: float | None) -> str:
@@ -138,11 +132,27 @@ def source(found: Source, sizes: Sequence[tuple[int, int]], json: bool = False) 
         print("cannot be read:", printable(failure))
 
 
-def evaluation(found: Mapping[str, Mapping[str, float]]) -> None:
-    """The metrics of every predictor."""
-    shown = [key for key in METRICS if key in next(iter(found.values()))]
-    rows = [[name, *(number(key, row[key]) for key in shown)] for name, row in found.items()]
+def evaluation(found: Evaluation) -> None:
+    """The metrics of every predictor, and class by class what the shipped student makes of it."""
+    print(f"{found.data}, {found.split}: {found.images:,} images, {len(found.classes)} classes")
+    shown = [key for key in METRICS if key in next(iter(found.metrics.values()))]
+    rows = [[name, *(number(key, row[key]) for key in shown)] for name, row in found.metrics.items()]
     table(["student", *(METRICS[key] for key in shown)], rows)
+    if not found.confusion:
+        return
+    whole = len(found.classes) <= 12  # then the matrix itself fits
+    print(f"{found.shipped}, class by class" + ("; to the right, how often it is taken for which" if whole else ""))
+    per_class = []
+    for i, (name, row, right) in enumerate(zip(found.classes, found.confusion, found.per_class, strict=True)):
+        cells = [str(count or "·") for count in row] if whole else [_taken_for(found.classes, row, i)]
+        per_class.append([name, number("top1", right), str(sum(row)), *cells])
+    table(["class", "top-1 %", "images", *(found.classes if whole else ["taken for"])], per_class)
+
+
+def _taken_for(classes: Sequence[str], row: Sequence[int], label: int) -> str:
+    """The classes that one is most often taken for: `cat 4, dog 2`."""
+    often = sorted((i for i in range(len(row)) if i != label and row[i]), key=lambda i: -row[i])[:3]
+    return ", ".join(f"{classes[i]} {row[i]}" for i in often)
 
 
 def plan(found: Plan, json: bool = False) -> None:

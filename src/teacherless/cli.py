@@ -164,7 +164,7 @@ def train(
             from teacherless.runs import recipes
 
             print("published:", recipes.said(recipes.load(recipe)))
-        show.summary(result.summary, result.out)
+        show.summary(result.summary, result.out, smoke=run.small)
 
 
 @app.command(help_epilogue=_examples("plan dml --data photos --student resnet18 --peers 3 --epochs 100"))
@@ -242,7 +242,7 @@ def compare(
         table = run_comparison(run, names, seeds, folder, equal_compute=equal_compute, jobs=jobs)
     except Stopped as stop:
         raise Stopped(stop.signal, "stopped, and what was done is saved; the same command goes on") from None
-    show.comparison(table)
+    show.comparison(table, smoke=run.small)
     print("pictures and tables:", folder)
     return 4 if any(found["failed"] for found in table["methods"].values()) else 0
 

@@ -17,10 +17,11 @@ from formats import write_cifar, write_fashion, write_imagenet, write_market, wr
 from PIL import Image
 from scipy.io import savemat
 
-from teacherless.data import Files, Loader, Resident, load
+from teacherless.data import SOURCES, Files, Loader, Resident, load
 from teacherless.data import images as photos
 from teacherless.data.augment.distort import Augment
 from teacherless.data.sets import cifar, svhn
+from teacherless.data.sets.synthetic import SHAPES
 from teacherless.errors import InputError
 from teacherless.method import Wants
 
@@ -431,3 +432,23 @@ def test_few_of_every_split(tmp_path: Path) -> None:
     assert len(source.train) == 20 and source.train.labels.bincount().tolist() == [2] * 10, "two of each class at least"
     source = load("cifar10", data_dir=tmp_path, limit=30)
     assert len(source.train) == 30 and source.test is not None and len(source.test) == 20
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_noise_has_the_shape_of_its_set(name: str) -> None:
+    seen = load(name, synthetic=True, val_fraction=0, limit=64)
+    assert name in SOURCES and len(seen.train) == 2 * len(seen.classes)
+    assert sorted(set(seen.train.labels.tolist())) == list(range(len(seen.classes)))
+    assert (seen.test is None) == (seen.reid is not None) == (name == "market1501")
+    again = load(name, synthetic=True, val_fraction=0, limit=64)
+    assert again.fingerprint == seen.fingerprint, "the same for everybody"
+
+
+def test_noise_and_files_are_alike(tmp_path: Path) -> None:
+    write_cifar(tmp_path / "100", 100, per_class=2, test_per_class=1)
+    write_svhn(tmp_path / "svhn", per_class=2)
+    for name, folder in (("cifar100", "100"), ("svhn-extra", "svhn")):
+        real, noise = load(name, data_dir=tmp_path / folder), load(name, synthetic=True)
+        for key in ("channels", "size", "augment"):
+            assert getattr(real, key) == getattr(noise, key), (name, key)
+        assert len(real.classes) == len(noise.classes)

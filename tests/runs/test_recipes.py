@@ -170,6 +170,20 @@ def test_numbers_that_nobody_checked_are_marked(capsys: pytest.CaptureFixture[st
     assert f"{len(unchecked)} of the {len(NAMES)}" in readme
 
 
+@pytest.mark.parametrize(
+    "name", ["one/svhn-resnet32-alone", pytest.param("dml/market1501-mobilenetx2", marks=pytest.mark.slow)]
+)
+def test_small_downloads_nothing_and_says_that_it_is_a_smoke_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TEACHERLESS_CACHE", str(tmp_path / "cache"))
+    assert main(["train", "--recipe", name, "--small", "--steps", "1", "--out", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert show.SMOKE in out and "ship " not in out
+    assert not (tmp_path / "cache").exists()
+    assert main(["evaluate", str(tmp_path / "run")]) == 0, "on the same noise"
+
+
 def fail(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert main(argv) == 2
     err = capsys.readouterr().err

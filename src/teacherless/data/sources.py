@@ -21,6 +21,8 @@ from teacherless.data.sets.idx import read_idx
 from teacherless.data.sets.imagenet import imagenet, tiny_imagenet
 from teacherless.data.sets.market1501 import market1501
 from teacherless.data.sets.svhn import svhn, svhn_extra
+from teacherless.data.sets.synthetic import SHAPES
+from teacherless.data.sets.synthetic import synthetic as noise
 from teacherless.data.splits import Files as Files
 from teacherless.data.splits import Resident as Resident
 from teacherless.data.splits import Split as Split
@@ -71,6 +73,7 @@ def load(
     limit: int | None = None,
     fit: str | None = None,
     quiet: bool = False,
+    synthetic: bool = False,
 ) -> Source:
     """A source by name, a folder of images by its path, or `hfds/NAME`, `torch/NAME` and `npz:FILE`.
 
@@ -90,6 +93,8 @@ def load(
         fit: how a folder's photos become squares: "squash" (default) keeps all of a photo but not its aspect ratio,
             "crop" is its middle, "crop-0.875" the middle of the middle, as on ImageNet.
         quiet: no warning of files that are left out; `Source.unreadable` has them.
+        synthetic: of a data set that would be read from files, noise of its shape; a random part of a photo (rrc) is
+            then the whole.
 
     Raises: InputError for an unknown name, values out of range, files that are missing or damaged, and splits that
     leave nothing to train on.
@@ -104,11 +109,15 @@ def load(
     if "\0" in name:
         raise InputError(f"--data: found {name!r}; a name has no NUL in it")
     try:
-        found = _find(name, Options(data_dir, img_size, gray, stream, crop, fit, quiet))
+        options = Options(data_dir, img_size, gray, stream, crop, fit, quiet)
+        made_up = synthetic and name in SHAPES
+        found = noise(name, options) if made_up else _find(name, options)
     except OSError as error:
         raise InputError(f"--data {name}: cannot read {error.filename}: {error.strerror}") from error
     augment = usual_augment(found.name, found.size, found.channels)
     augment = augment if aug is None else parse_augment(aug, augment)
+    if made_up:
+        augment = augment._replace(crop=False)
     train, val, test, reid = found.train, found.val, found.test, found.reid
     digest = hashlib.sha256()
     for split in (train, val, test, *(part.split for part in reid or () if part)):

@@ -23,7 +23,10 @@ from teacherless.runs.stored import shipped
 
 
 def load_source(run: Run, *, quiet: bool = False) -> Source:
-    """The data the run names. Raises: InputError, with `--bad-images stop` also for a file that cannot be read."""
+    """The data the run names; noise of its shape for `--small`, unless --data-dir says where files are.
+
+    Raises: InputError, with `--bad-images stop` also for a file that cannot be read.
+    """
     source = data.load(
         run.data,
         data_dir=run.data_dir,
@@ -34,6 +37,7 @@ def load_source(run: Run, *, quiet: bool = False) -> Source:
         limit=shrink.SAMPLES if run.small else None,
         fit=run.fit,
         quiet=quiet,
+        synthetic=run.small and run.data_dir is None,
     )
     if source.unreadable and run.bad_images == "stop":
         more = f" and {len(source.unreadable) - 1} more" if len(source.unreadable) > 1 else ""

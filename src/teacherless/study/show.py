@@ -27,6 +27,7 @@ METRICS = {
 }  # fmt: skip
 
 
+SMOKE = "smoke run: small networks, a few images; the numbers mean nothing"
 SENTENCE = 30  # characters of a sentence that a column must have room for
 
 
@@ -37,7 +38,9 @@ def console() -> Console:
     return Console(highlight=False, markup=False, emoji=False)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str | None]], *, left: int = 1, text: str = "") -> None:
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str | None]], *, left: int = 1, text: str = "", title: str = ""
+) -> None:
     """A table, whole where it is piped; a terminal that is too narrow loses the last columns. No cell is ever cut.
 
     Args:
@@ -45,13 +48,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str | None]], *, left:
         rows: a cell per column.
         left: how many of the columns begin at the left.
         text: the column whose cells may go on in a second line.
+        title: above it.
     """
     from rich.box import SIMPLE
     from rich.measure import Measurement
     from rich.table import Table
 
     cells = [[printable(cell or "") for cell in row] for row in rows]
-    shown = Table(box=SIMPLE)
+    shown = Table(box=SIMPLE, title=title or None)
     for i, column in enumerate(columns):
         widest = max(len(column), *(len(row[i]) for row in cells))
         shown.add_column(column, justify="left" if i < left else "right", no_wrap=column != text,
@@ -84,8 +88,11 @@ def number(metric: str, value: float | None) -> str:
     return f"{value:.4f}" if metric == "nll" else f"{value:.2f}"
 
 
-def summary(found: Mapping[str, Any], folder: Path) -> None:
-    """A run's summary, a row per student and one for the ensemble; * and the last line name the student to ship."""
+def summary(found: Mapping[str, Any], folder: Path, *, smoke: bool = False) -> None:
+    """A run's summary, a row per student and one for the ensemble; * and the last line name the student to ship.
+
+    Of a smoke run (`--small`) the table says so, and nothing is to be shipped.
+    """
     students = dict(found["students"])
     shown = [key for key in METRICS if any(row.get(f"test_{key}") is not None for row in students.values())]
     if found["ensemble"]:
@@ -96,7 +103,11 @@ def summary(found: Mapping[str, Any], folder: Path) -> None:
         size = f"{row['params']:,}" if "params" in row else ""
         tested = [number(key, row.get(f"test_{key}")) for key in shown]
         rows.append([found["method"], name + mark, size, number("top1", row["val_top1"]), *tested])
-    table(["method", "student", "params", "val top-1 %", *(f"test {METRICS[key]}" for key in shown)], rows, left=2)
+    columns = ["method", "student", "params", "val top-1 %", *(f"test {METRICS[key]}" for key in shown)]
+    table(columns, rows, left=2, title=SMOKE if smoke else "")
+    if smoke:
+        print(f"every piece ran: {folder}")
+        return
     dead, best = found.get("dead", []), found["chosen"]
     if found.get("unreadable"):
         print(f"{found['unreadable']} images could not be read: {folder / 'unreadable.txt'}")
@@ -174,7 +185,7 @@ def plan(found: Plan, json: bool = False) -> None:
     print(f"cost            {bill.relative:.2f} times plain training of the first student")
 
 
-def comparison(found: Mapping[str, Any]) -> None:
+def comparison(found: Mapping[str, Any], *, smoke: bool = False) -> None:
     """The table, what several networks give, what inference costs, the verdicts, and what the intervals are about."""
     methods = found["methods"]
     rows, several = [], []
@@ -203,7 +214,7 @@ def comparison(found: Mapping[str, Any]) -> None:
                     f"({size['low_ms']:.2f} to {size['high_ms']:.2f})")  # fmt: skip
             sizes.setdefault(cost, []).append(name)
     columns = ["method", f"test {found['metric']} %", "vs plain", "NLL", "ECE %", "train", "seconds", "TFLOP"]
-    table(columns, rows, left=2)
+    table(columns, rows, left=2, title=SMOKE if smoke else "")
     if several:
         print("Compared is one network: the mean over those trained together. The best of several, or all together, is "
               "another thing to buy:")  # fmt: skip

@@ -1,0 +1,50 @@
+"""Noise in the shape of a data set, so that `--small` shows that a recipe runs before anything is downloaded."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from teacherless.data.found import Found, Gallery, Options, Persons
+from teacherless.data.splits import Resident
+
+PERSONS = 16  # that are asked for
+
+
+class Shape(NamedTuple):
+    """What a network sees of a data set."""
+
+    classes: int
+    size: int
+    channels: int = 3
+
+
+SHAPES = {
+    "fashion-mnist": Shape(10, 28, 1), "cifar10": Shape(10, 32), "cifar100": Shape(100, 32), "svhn": Shape(10, 32),
+    "svhn-extra": Shape(10, 32), "tiny-imagenet": Shape(200, 64), "imagenet": Shape(1000, 224),
+    "market1501": Shape(751, 128),
+}  # fmt: skip
+
+
+def synthetic(name: str, options: Options) -> Found:
+    """Two images of every class to train on and one to test, each class with a shade of its own, the rest noise."""
+    classes, size, channels = SHAPES[name]
+    size, channels = options.img_size or size, 1 if options.gray else channels
+    generator = torch.Generator().manual_seed(0)
+
+    def images(labels: Tensor) -> Resident:
+        noise = torch.randint(0, 128, (len(labels), size, size, channels), generator=generator, dtype=torch.uint8)
+        return Resident(noise + (labels * 37 % 128).to(torch.uint8)[:, None, None, None], labels)
+
+    def persons(cameras: list[int]) -> Persons:
+        who = torch.arange(1, PERSONS + 1).repeat(len(cameras))
+        return Persons(images(who), torch.tensor(cameras).repeat_interleave(PERSONS))
+
+    train, test = images(torch.arange(2 * classes) % classes), images(torch.arange(classes))
+    names = [str(i) for i in range(classes)]
+    if name == "market1501":
+        return Found(name, names, size, channels, train, None, None,
+                     reid=Gallery(persons([1]), persons([2, 3, 4]), persons([1, 1])))  # fmt: skip
+    return Found(name, names, size, channels, train, None, test)

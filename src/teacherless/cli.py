@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 the user must change something (one line on stderr); 4 tra
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -205,9 +206,11 @@ def compare(
     methods: str | None = None,
     seeds: int = 5,
     equal_compute: Switch = False,
+    sweep: str | None = None,
     jobs: int | None = None,
     out: Path | None = None,
     recipe: Path | None = None,
+    json: Json = False,
 ) -> int:
     """Does it help? Train METHODS with several seeds; print one table with intervals, and what it means.
 
@@ -220,7 +223,9 @@ def compare(
     seeds
         how many, from --seed up.
     equal_compute
-        also train plain for as long as each method costs, and a wider network where the student has a width.
+        also train plain for as long as the dearest method, and a network as dear where the student has a width.
+    sweep
+        lr=0.03,0.1,0.3: every method first chooses one of these on validation, with two seeds of its own.
     jobs
         how many runs at a time, each in one thread, which changes no bit (default: one per core; on a GPU one).
     out
@@ -239,11 +244,15 @@ def compare(
 
     folder = out or Path("runs") / f"compare-{Path(run.data).name}"
     try:
-        table = run_comparison(run, names, seeds, folder, equal_compute=equal_compute, jobs=jobs)
+        with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
+            table = run_comparison(run, names, seeds, folder, equal_compute=equal_compute, sweep=sweep, jobs=jobs)
     except Stopped as stop:
         raise Stopped(stop.signal, "stopped, and what was done is saved; the same command goes on") from None
-    show.comparison(table, smoke=run.small)
-    print("pictures and tables:", folder)
+    if json:
+        show.as_json(table)
+    else:
+        show.comparison(table, smoke=run.small)
+        print("open first:", next(iter(table["pictures"]), folder / "compare.csv"))
     return 4 if any(found["failed"] for found in table["methods"].values()) else 0
 
 

@@ -7,6 +7,7 @@ within `joblib.parallel_config`, one of a cluster that sees the same folder.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 from teacherless import disk, schemas
-from teacherless.errors import Diverged, InputError, Stopped
+from teacherless.errors import Diverged, InputError, Stopped, short
 from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
 from teacherless.study.watch import Progress, Told
@@ -56,7 +57,7 @@ def _seconds(folder: Path) -> float:
     return median(seconds) * len(seconds) if seconds else 0.0
 
 
-def run_cells(cells: Sequence[Cell], jobs: int, told: Told | None) -> None:
+def run_cells(cells: Sequence[Cell], jobs: int, told: Told | None) -> list[dict[str, Any]]:
     """Run the cells that are not finished, each from where it stands, `jobs` at a time.
 
     Args:
@@ -64,9 +65,11 @@ def run_cells(cells: Sequence[Cell], jobs: int, told: Told | None) -> None:
         jobs: how many at a time: in this process where that is 1, else in workers of joblib.
         told: what a finished cell's line says; None shows nothing.
 
+    Returns: of each cell its summary, or `{"failed": why}`.
     Raises: Stopped after Ctrl-C or SIGTERM, once every cell is saved and none is running; InputError for a cell that
-        cannot be run, and where a worker died.
+        was begun with other settings or cannot be run, and where a worker died.
     """
+    _check(cells)
     missing = [cell for cell in cells if cell.done() is None]
     with Progress(cells, told) as progress:
         if min(jobs, len(missing)) > 1:
@@ -75,6 +78,20 @@ def run_cells(cells: Sequence[Cell], jobs: int, told: Told | None) -> None:
             for cell in missing:
                 progress.start(cell)
                 run_cell(cell.run, cell.folder)
+    found = [cell.done() for cell in cells]
+    assert None not in found
+    return [done for done in found if done]
+
+
+def _check(cells: Sequence[Cell]) -> None:
+    for cell in cells:
+        now, found = cell.run.model_dump(mode="json"), None
+        with contextlib.suppress(InputError):  # one that cannot be read is a broken cell, and left out
+            found = schemas.stored(cell.folder)
+        for key, value in found["settings"].items() if found else ():
+            if now.get(key) != value:
+                raise InputError(f"--out: {cell.folder} was run with {key} {short(value)}, not {now.get(key)!r}; give "
+                                 "the same settings, or another --out")  # fmt: skip
 
 
 def run_cell(run: Run, folder: Path) -> None:

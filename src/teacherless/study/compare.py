@@ -8,7 +8,6 @@ compared is said in `outcome`.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import joblib
 import torch
 
 from teacherless import disk, models, schemas
-from teacherless.errors import InputError, short, unknown
+from teacherless.errors import InputError, unknown
 from teacherless.evaluation.metrics import flops
 from teacherless.methods import METHODS
 from teacherless.runs.build import load_source, method_options
@@ -25,6 +24,7 @@ from teacherless.runs.config import Run, parse_student, specs
 from teacherless.study import outcome
 from teacherless.study.cells import Cell, run_cells
 from teacherless.study.outcome import Table
+from teacherless.study.sweep import choose, parse
 from teacherless.training.loop import UNREADABLE
 from teacherless.training.step import pick_device
 
@@ -36,6 +36,7 @@ def compare(
     out: Path,
     *,
     equal_compute: bool = False,
+    sweep: str | None = None,
     jobs: int | None = None,
     quiet: bool = False,
 ) -> Table:
@@ -46,8 +47,9 @@ def compare(
         methods: names of METHODS; plain is always among them.
         seeds: how many.
         out: the folder of the comparison.
-        equal_compute: also train plain for as long as each method costs, and a wider network where the student has a
-            width.
+        equal_compute: also train plain for as long as the dearest method costs, and a wider network where the student
+            has a width.
+        sweep: `lr=0.03,0.1,0.3`: each method first chooses among these, on validation.
         jobs: how many runs at a time, each in one thread; by default as many as there are cores, one on a GPU.
         quiet: show nothing.
 
@@ -59,19 +61,26 @@ def compare(
         if name not in METHODS:
             raise unknown("method", name, METHODS)
     options = _options(template, rows)
-    everyone = range(template.seed, template.seed + seeds)
-    cells = [_cell(row, _settings(template, row, seed, options[row]), out) for seed in everyone for row in rows]
-    if any(cell.done() is None for cell in cells):
-        _say_what_it_trains_on(template, out, quiet)
     jobs = jobs or (joblib.cpu_count() if pick_device(template.device).type == "cpu" else 1)
+    each = {row: _settings(template, row, options[row]) for row in rows}
+    tried, swept = parse(sweep, template) if sweep else None, None
+    if not (out / "compare.json").exists():
+        _say_what_it_trains_on(template, out, quiet)
+    if tried:
+        swept = choose(*tried, each, out, jobs, quiet=quiet)
+        own = {row: {swept["setting"]: found["chosen"]} for row, found in swept["methods"].items()}
+        each = {row: run.model_copy(update=own[row]) for row, run in each.items()}
+    everyone = range(template.seed, template.seed + seeds)
+    cells = [_cell(row, each[row], seed, out) for seed in everyone for row in rows]
     results = _run(cells, jobs, quiet)
     if equal_compute:
-        more = _equal_compute(template, outcome.relative_costs(results), everyone, out)
+        more = _equal_compute(each["plain"], outcome.relative_costs(results), everyone, out)
         results |= _run(more, jobs, quiet)
         cells += more
     table = outcome.tabulate(cells, results)
     whole = [cell for cell in cells if "failed" not in results[cell.row, cell.run.seed]]
     outcome.measure(table, whole)
+    table["sweep"] = swept
     table["settings"] = {**template.model_dump(mode="json"), "seeds": seeds, "methods": rows}
     disk.write_json(out / "compare.json", table)
     outcome.write_csv(table, out / "compare.csv")
@@ -103,15 +112,15 @@ def _options(template: Run, rows: Sequence[str]) -> dict[str, dict[str, Any]]:
     return options
 
 
-def _cell(row: str, run: Run, out: Path) -> Cell:
-    return Cell(row, run, out / "cells" / f"{row}-s{run.seed}")
+def _cell(row: str, run: Run, seed: int, out: Path) -> Cell:
+    return Cell(row, run.model_copy(update={"seed": seed}), out / "cells" / f"{row}-s{seed}")
 
 
-def _settings(template: Run, method: str, seed: int, options: dict[str, Any]) -> Run:
-    """A cell's run. One method trains one student, the first; a cohort trains all, or two (or --peers) of the one."""
+def _settings(template: Run, method: str, options: dict[str, Any]) -> Run:
+    """A method's run. One method trains one student, the first; a cohort trains all, or two (or --peers) of the one."""
     kind = METHODS[method]
     students = specs(template.model_copy(update={"peers": None}))
-    change: dict[str, Any] = {"method": method, "seed": seed, "set": options, "peers": None}
+    change: dict[str, Any] = {"method": method, "set": options, "peers": None}
     if template.engine == "auto":
         change["engine"] = "loop"  # a cell has one core
     if not kind.cohort:
@@ -130,12 +139,8 @@ def _settings(template: Run, method: str, seed: int, options: dict[str, Any]) ->
 
 def _run(cells: Sequence[Cell], jobs: int, quiet: bool) -> dict[tuple[str, int], Table]:
     """Every cell's summary, or `{"failed": why}`; what is there already is not run again."""
-    _check(cells)
-    run_cells(cells, jobs, None if quiet else _told)
     results = {}
-    for cell in cells:
-        done = cell.done()
-        assert done is not None
+    for cell, done in zip(cells, run_cells(cells, jobs, None if quiet else _told), strict=True):
         if "failed" not in done:
             try:
                 outcome.student_of(cell)
@@ -143,18 +148,6 @@ def _run(cells: Sequence[Cell], jobs: int, quiet: bool) -> dict[tuple[str, int],
                 done = {"failed": str(error)}
         results[cell.row, cell.run.seed] = done
     return results
-
-
-def _check(cells: Sequence[Cell]) -> None:
-    """Raises: InputError if a cell in the folder was run with other settings."""
-    for cell in cells:
-        now, found = cell.run.model_dump(mode="json"), None
-        with contextlib.suppress(InputError):  # one that cannot be read is a broken cell, and left out
-            found = schemas.stored(cell.folder)
-        for key, value in found["settings"].items() if found else ():
-            if now.get(key) != value:
-                raise InputError(f"--out: {cell.folder} was run with {key} {short(value)}, not {now.get(key)!r}; give "
-                                 "the same settings, or another --out")  # fmt: skip
 
 
 def _told(cell: Cell, summary: Table) -> str:
@@ -167,26 +160,24 @@ def _told(cell: Cell, summary: Table) -> str:
 # Equal compute -------------------------------------------------------------------------------------------------------
 
 
-def _equal_compute(template: Run, costs: dict[str, float], seeds: range, out: Path) -> list[Cell]:
-    """Plain for as many epochs as each cost buys, and a network as costly where the student has a width.
+def _equal_compute(plain: Run, costs: dict[str, float], seeds: range, out: Path) -> list[Cell]:
+    """Plain for as long as the dearest method trains, and a network as costly where the student has a width.
 
-    The costs, to a quarter, are measured once and kept in `equal-compute.json`: a continued comparison adds the same
+    The cost, to a quarter, is measured once and kept in `equal-compute.json`: a continued comparison adds the same
     cells.
     """
     kept = schemas.read(out / "equal-compute.json", schemas.COSTS)
     if kept is None:
-        kept = {row: round(4 * cost) / 4 for row, cost in costs.items() if row != "plain" and cost >= 1.125}
+        kept = {"cost": round(4 * max(costs.values(), default=1.0)) / 4}
         disk.write_json(out / "equal-compute.json", kept)
-    cells = []
-    for cost in sorted(set(kept.values())):
-        for seed in seeds:
-            run = _settings(template, "plain", seed, {})
-            longer = {"steps": round(run.steps * cost)} if run.steps else {"epochs": round(run.epochs * cost)}
-            cells.append(_cell(f"plain-{cost:g}x-longer", run.model_copy(update=longer), out))
-            spec = run.student[0]
-            if wide := _wider(spec, cost):
-                cells.append(_cell(f"plain-{cost:g}x-wider", run.model_copy(update={"student": (wide,)}), out))
-    return cells
+    cost = kept["cost"]
+    if cost <= 1:
+        return []
+    longer = {"steps": round(plain.steps * cost)} if plain.steps else {"epochs": round(plain.epochs * cost)}
+    more = {f"plain-{cost:g}x-longer": plain.model_copy(update=longer)}
+    if wide := _wider(plain.student[0], cost):
+        more[f"plain-{cost:g}x-wider"] = plain.model_copy(update={"student": (wide,)})
+    return [_cell(row, run, seed, out) for seed in seeds for row, run in more.items()]
 
 
 def _wider(spec: str, cost: float) -> str | None:

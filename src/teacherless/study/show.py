@@ -226,7 +226,22 @@ def comparison(found: Mapping[str, Any], *, smoke: bool = False) -> None:
             print(row["verdict"])
         for seed, why in row["failed"].items():
             print(f"{name}, seed {seed} failed: {why}")
+    if found["sweep"]:
+        sweep(found["sweep"], plain.get("train_seconds"))
     print(f"mean ± std over seeds; {found['caveat']}.")
+
+
+def sweep(found: Mapping[str, Any], plain_seconds: float | None) -> None:
+    """What every method chose, among what, and what the choice cost."""
+    name, methods = found["setting"], found["methods"]
+    rows = []
+    for method, row in methods.items():
+        cost = f"{row['seconds'] / plain_seconds:.1f}x" if plain_seconds else "-"
+        rows.append([method, *(number("top1", top1) for top1 in row["tried"].values()), f"{row['chosen']:g}", cost])
+    print(f"{name} was chosen by top-1 on validation, in %, with {found['seeds']} other seeds; its cost, in plain "
+          "trainings, comes on top:")  # fmt: skip
+    tried = next(iter(methods.values()))["tried"]
+    table(["method", *(f"{name} {value}" for value in tried), "chosen", "cost"], rows)
 
 
 def _difference(found: Mapping[str, Any] | None) -> str:

@@ -1,0 +1,111 @@
+"""--sweep: a setting that every method chooses for itself, on validation, before the methods are compared.
+
+One learning rate for all is fair to nobody. Every value is tried with the same few seeds, which are not compared later:
+what is chosen by luck is not measured with the same luck. The test set has no part in it; what it costs is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from teacherless import schemas
+from teacherless.errors import InputError, unknown
+from teacherless.runs.config import Run
+from teacherless.study.cells import Cell, run_cells
+from teacherless.training.settings import read
+
+SEEDS = range(1000, 1002)  # counted from the comparison's first
+SWEPT = ("lr", "weight_decay", "momentum", "smoothing", "clip_grad", "ema", "batch_size", "warmup_epochs", "decay_rate")
+
+
+def parse(text: str, run: Run) -> tuple[str, list[Any]]:
+    """`lr=0.03,0.1,0.3`: a field of Run, and its values.
+
+    Raises: InputError for a field not in SWEPT, for values it cannot have, and for fewer than two.
+    """
+    name, equals, values = text.partition("=")
+    setting = name.strip().replace("-", "_")
+    if not equals:
+        raise InputError(f"--sweep: found {text!r}; must be like lr=0.03,0.1,0.3")
+    if setting not in SWEPT:
+        raise unknown("setting to sweep", name, SWEPT)
+    given = run.model_dump(exclude_unset=True)
+    found = [getattr(read(Run, given | {setting: value}, "--sweep: "), setting) for value in values.split(",")]
+    if len(set(found)) < 2:
+        raise InputError(f"--sweep: found {text!r}; must be two values at least")
+    return setting, list(dict.fromkeys(found))
+
+
+def choose(
+    setting: str, values: Sequence[Any], runs: Mapping[str, Run], out: Path, jobs: int, *, quiet: bool = False
+) -> dict[str, Any]:
+    """Try every value with every method.
+
+    Args:
+        setting: a field of Run.
+        values: what it may be.
+        runs: by method, the run that is compared.
+        out: the folder of the comparison.
+        jobs: as in `run_cells`.
+        quiet: show nothing.
+
+    Returns: `{"setting", "seeds", "methods"}`; of each method `{"tried", "chosen", "seconds"}`: by value the mean top-1
+        on validation, None where a run diverged; what is best; what all trials took to train.
+    Raises: InputError where there is no validation data; as `run_cells`.
+    """
+    trials = {
+        (method, value): [_trial(method, run.model_copy(update={setting: value}), setting, seed, out) for seed in SEEDS]
+        for method, run in runs.items()
+        for value in values
+    }
+    run_cells([cell for cells in trials.values() for cell in cells], jobs, None if quiet else _told)
+    found = {}
+    for method in runs:
+        scores = {value: _score(trials[method, value]) for value in values}
+        found[method] = {
+            "tried": {f"{value:g}": score and score[0] for value, score in scores.items()},
+            "chosen": max(values, key=lambda value: scores[value] or (-1.0, 0.0)),  # of equal ones the first
+            "seconds": sum(_seconds(cell) for value in values for cell in trials[method, value]),
+        }
+    return {"setting": setting, "seeds": len(SEEDS), "methods": found}
+
+
+def _trial(method: str, run: Run, setting: str, seed: int, out: Path) -> Cell:
+    run = run.model_copy(update={"seed": run.seed + seed})
+    row = f"{method}, {setting} {getattr(run, setting):g}"
+    return Cell(row, run, out / "sweep" / f"{method}-{setting}={getattr(run, setting):g}-s{run.seed}")
+
+
+def _score(cells: Sequence[Cell]) -> tuple[float, float] | None:
+    """Top-1 on validation, then minus the NLL: means over students and seeds. None if one of the runs diverged.
+
+    Raises: InputError where there is no validation data.
+    """
+    top1, nll = [], []
+    for cell in cells:
+        done = cell.done()
+        assert done is not None
+        if "failed" in done:
+            return None
+        last = schemas.lines(cell.folder)[-1]
+        for name, row in done["students"].items():
+            if row["val_top1"] is None:
+                raise InputError("--sweep: the data has no validation split to choose on")
+            top1.append(row["val_top1"])
+            nll.append(last[f"val/nll/{name}"])
+    return fmean(top1), -fmean(nll)
+
+
+def _seconds(cell: Cell) -> float:
+    """Of training, also of one that diverged."""
+    return sum(float(line["seconds"]) for line in schemas.lines(cell.folder))
+
+
+def _told(cell: Cell, done: Mapping[str, Any]) -> str:
+    if "failed" in done:
+        return f"failed: {done['failed']}"
+    best = fmean(row["val_top1"] or 0.0 for row in done["students"].values())
+    return f"{best:.2f} % on validation, {done['train_seconds']:.1f} s"

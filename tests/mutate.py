@@ -75,6 +75,7 @@ MUTANTS = [
            "(full(a) - full(b)).square().sum(1).mean()"),
     Mutant("MMD: mean over features", LOSSES, "full(b).mean(0)).square().sum()", "full(b).mean(0)).square().mean()"),
     Mutant("MMD of scalar means", LOSSES, "(full(a).mean(0) - full(b).mean(0))", "(full(a).mean() - full(b).mean())"),
+    Mutant("MMD: unbiased without its share", LOSSES, ".var(0).sum() / len(a)", ".var(0).sum()"),
     Mutant("MSE: sum over entries", LOSSES, ".square().flatten(1).mean(1)", ".square().flatten(1).sum(1)"),
     Mutant("attention not scaled", LOSSES, "F.normalize(full(x).square().mean(1).flatten(1), dim=1)",
            "full(x).square().mean(1).flatten(1)"),
@@ -188,6 +189,8 @@ MUTANTS = [
     Mutant("FRSKD: the refiner learns from the network", FRSKD, "losses.kl(logits, target.detach()",
            "losses.kl(target, logits.detach()"),
     Mutant("FRSKD: mean over stages", FRSKD, "torch.stack(misses).mean(1).sum()", "torch.stack(misses).mean()"),
+    Mutant("FRSKD: released, one 1x1 for both ways", FRSKD, "if self.again:\n            entered",
+           "if False:\n            entered"),
     Mutant("FRSKD: mixing weights not normalised", FRSKD, "weight = weight / (weight.sum() + 1e-6)", "pass"),
     #
     Mutant("PS-KD: memory read after write", PSKD, "past = self.memory[batch.index]",

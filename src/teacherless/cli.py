@@ -422,7 +422,7 @@ def list_data(
         if show is not None:
             return data.contact_sheet(source, show)
         return screen.source(source, data.survey(name, run.data_dir), json)
-    cards = {key: (value.__doc__ or "").strip() for key, value in data.SOURCES.items()}
+    cards = {key: (value.__doc__ or "").strip().removeprefix(f"{key}: ") for key, value in data.SOURCES.items()}
     _show_cards("data", cards, name, json)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,9 @@ from test_checkpoint import flip_a_bit
 from test_cli import fail
 
 import teacherless
+from teacherless import disk
 from teacherless.cli import main
+from teacherless.errors import InputError
 from teacherless.runs.config import Run, new_folder
 from teacherless.training import checkpoint
 from teacherless.training.loop import _commit
@@ -185,6 +188,46 @@ def test_smoothing_is_of_one_run(tmp_path: Path) -> None:
     assert own.smoothing == 0.2
 
 
+# What cannot be written ----------------------------------------------------------------------------------------------
+
+LIMITED = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("limit", [100, 5_000, 30_000])
+def test_a_limit_on_the_size_of_files(limit: int, finished: Path, tmp_path: Path) -> None:
+    """run.json is larger than the first limit, a checkpoint than the second; pictures are larger than the third."""
+    commands = {
+        100: ["train", "plain", *SMALL],
+        5_000: ["train", "dml", *SMALL, "--peers", "2"],
+        30_000: ["analyse", str(finished)],
+    }
+    out = tmp_path / "out"
+    done = python(LIMITED, str(limit), *commands[limit], "--out", str(out))
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(r"teacherless: cannot (write|save) .*: File too large.*\n", done.stderr)
+    assert not list(out.rglob(disk.PART + "*"))
+    for path in out.rglob("*"):
+        assert path.is_dir() or path.stat().st_size < limit, f"{path} is half of what it should be"
+    if commands[limit][0] == "train":
+        assert main([*commands[limit], "--out", str(out), "--resume"]) == 0
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"before")
+    with pytest.raises(InputError, match=r"cannot write .*a\.png': No space left on device"), disk.whole(path) as part:
+        part.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert path.read_bytes() == b"before"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
 # What a system may send ----------------------------------------------------------------------------------------------
 
 
@@ -278,3 +321,36 @@ def test_ctrl_c_while_modules_are_imported(after: float, tmp_path: Path) -> None
     assert "Traceback" not in err
     assert err.count("\n") == 1
     assert process.returncode == 130
+
+
+def test_what_nohup_told_us_to_ignore_is_ignored(tmp_path: Path) -> None:
+    argv = ["train", "plain", *SMALL, "--out", str(tmp_path / "run")]
+    done = python("import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+                  "import teacherless.training.record as record\nepoch = record.Recorder.epoch\n"
+                  "def gone(*args, **more):\n    signal.raise_signal(signal.SIGHUP)\n    return epoch(*args, **more)\n"
+                  "record.Recorder.epoch = gone\nsys.exit(main(sys.argv[1:]))", *argv)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "ship student" in done.stdout
+
+
+def test_ctrl_c_twice_stops_at_once_and_leaves_what_was_saved(tmp_path: Path) -> None:
+    """The first is heard after a step that takes for ever; the second need not wait for it."""
+    out = tmp_path / "run"
+    code = ("import time\nfrom teacherless.training.step import Engine\nstep = Engine.step\n"
+            "def slow(self, optimizer, batch, progress):\n"
+            "    if int(progress.step) == 30:\n        print('there', flush=True)\n        time.sleep(100)\n"
+            "    return step(self, optimizer, batch, progress)\n"
+            "Engine.step = slow\nsys.exit(main(sys.argv[1:]))")  # fmt: skip
+    argv = ["train", "plain", "--student", "small-cnn,width=4", "--epochs", "9", "--checkpoint-every", "1e"]
+    command = [sys.executable, "-c", f"import sys\nfrom teacherless.cli import main\n{code}", *argv, "--out", str(out)]
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and any(line == "there\n" for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err == "teacherless: stopped at once\n"
+    assert checkpoint.read(out / "checkpoints")
+    assert main(["train", "--out", str(out), "--resume"]) == 0

@@ -19,22 +19,34 @@ PART = ".part-"  # the beginning of a name whose content is not finished, or not
 
 
 def write(path: Path, data: bytes | str) -> str:
-    """Write under another name, flush, rename, flush the folder; returns the SHA-256 of what was written.
+    """Write a file whole; returns its SHA-256.
 
     Raises: InputError if it cannot be written; what was there before is untouched.
     """
     data = data.encode() if isinstance(data, str) else data
+    with whole(path) as part:
+        part.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write what is to be at `path`; at the end it is flushed and renamed.
+
+    Raises: InputError if it cannot be written; what was there before is untouched.
+    """
     part = path.with_name(PART + path.name)
     with saying(f"cannot write {str(path)!r}"):
         try:
             make_folder(path.parent)
-            write_flushed(part, data)
+            yield part
+            with part.open("r+b") as file:
+                os.fsync(file.fileno())
             part.replace(path)
             flush_folder(path.parent)
-        except OSError:
+        except BaseException:
             part.unlink(missing_ok=True)
             raise
-    return hashlib.sha256(data).hexdigest()
 
 
 def append(path: Path, line: str) -> None:

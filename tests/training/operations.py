@@ -87,7 +87,7 @@ class Operations:
         source, target = Path(source), Path(target)
         kept = None
         if target.is_file():
-            kept = self.folder.with_name(f"kept-{os.getpid()}-{self.count}")
+            kept = self.folder.with_name(f"kept-{os.getpid()}-{self.at}-{self.count}")
             os.link(target, kept)
         self.before["replace"](source, target, **more)
 

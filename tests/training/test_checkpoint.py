@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,13 @@ def test_weights_that_blow_up_before_a_checkpoint_are_not_saved(tmp_path: Path) 
     with pytest.raises(Diverged, match="at step 6: weights of student are not finite"):
         fit("plain", out, blow_up_at=6, checkpoint_every="1s")
     assert [path.name for path in checkpoint.steps(out / "checkpoints")] == ["0000000004"]
+
+
+def test_time_spent_saving_is_not_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "write", lambda *_: time.sleep(0.5))
+    fit("plain", tmp_path / "run", checkpoint_every="1s", epochs=2)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(line["seconds"] for line in lines) < 2, "eight times half a second were spent saving"
 
 
 def test_a_sound_checkpoint_is_kept_however_many_follow(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from teacherless import disk
 from teacherless.data.loader import Loader
 from teacherless.data.sources import Source
 from teacherless.errors import InputError
@@ -42,7 +43,10 @@ def contact_sheet(source: Source, path: Path, *, seed: int = 0) -> None:
         for view, image in enumerate(pair):
             shown = Image.fromarray(image.squeeze(-1).numpy()).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(shown, (column * (2 * width + 2 * GAP) + view * (width + 1), row * (height + GAP)))
+    part = path.with_name(disk.PART + path.name)
     try:
-        sheet.save(path)
+        sheet.save(part)
+        part.replace(path)
     except (OSError, ValueError) as error:
+        part.unlink(missing_ok=True)
         raise InputError(f"--show: cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from teacherless import schemas
+from teacherless import disk, schemas
 from teacherless.data import Loader, Source
 from teacherless.data.splits import Split
 from teacherless.evaluation.metrics import flops, metrics, predict
@@ -205,7 +205,7 @@ def write_csv(table: Table, path: Path) -> None:
     header = ["method", "seeds", f"test_{table['metric']}", "std", "difference", "low", "high", "p_holm", "nll", "ece",
               "networks", "best_on_validation", "ensemble", "cost", "train_seconds", "train_flops", "params", "flops",
               "ms", "low_ms", "high_ms", "verdict", "failed"]  # fmt: skip
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with disk.whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         out = csv.DictWriter(file, header)
         out.writeheader()
         for row, found in table["methods"].items():

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+from teacherless import disk
 from teacherless.study.statistics import CAVEAT
 
 if TYPE_CHECKING:
@@ -462,11 +463,11 @@ def _figure(
 
 def _save(figure: Figure, path: Path) -> list[Path]:
     """Write both files. The salt and the missing date make equal figures equal files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.parent / f"{path.name}.{kind}" for kind in ("png", "svg")]
-    with matplotlib.rc_context({"svg.hashsalt": "teacherless"}):
-        figure.savefig(files[0], dpi=150, metadata={"Software": None})
-        figure.savefig(files[1], metadata={"Date": None, "Creator": None})
+    salt = matplotlib.rc_context({"svg.hashsalt": "teacherless"})
+    with salt, disk.whole(files[0]) as png, disk.whole(files[1]) as svg:
+        figure.savefig(png, dpi=150, metadata={"Software": None})
+        figure.savefig(svg, metadata={"Date": None, "Creator": None})
     return files
 
 

@@ -60,10 +60,8 @@ def analyse(
     """
     groups, source = read(paths, trust_imports)
     out = out or paths[0] / "analysis"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out: cannot write to {str(out)!r}: {error.strerror}") from None
+    with disk.saying(f"--out: cannot write to {str(out)!r}"):
+        disk.make_folder(out)
     files, shown = [out / "index.html"], []
     for kind in KINDS:
         for found in kind(groups, source):
@@ -72,7 +70,7 @@ def analyse(
             files += [out / f"{found.name}.json", *found.draw(out / found.name)]
             if not quiet:
                 print(f"{found.name}: {found.says}", flush=True)
-    files[0].write_text(_index(source, shown), encoding="utf-8")
+    disk.write(files[0], _index(source, shown))
     return files
 
 

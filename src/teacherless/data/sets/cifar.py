@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from teacherless import disk
 from teacherless.data.bounds import a_file
 from teacherless.data.fetch import cache_dir, download
 from teacherless.data.found import Found, Options, as_it_is, same_classes
@@ -103,14 +104,11 @@ def _where(release: Release, data_dir: Path | None) -> Path:
 
 def _unpack(release: Release, archive: Path, folder: Path) -> None:
     """The files we read, by name, and nothing else; the test file, which says that all are there, comes last."""
-    folder.mkdir(exist_ok=True)
     with tarfile.open(archive) as tar:
         for file in (*release.train, release.names, release.test):
             member = tar.extractfile(f"{release.folder}/{file}")
             assert member is not None, "the checksum was right"
-            part = folder / f"{file}.part"
-            part.write_bytes(member.read())
-            part.replace(folder / file)
+            disk.write(folder / file, member.read())
 
 
 def _records(release: Release, path: Path) -> Resident:

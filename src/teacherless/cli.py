@@ -216,6 +216,8 @@ def compare(
 
     The same command goes on where it was stopped. Exit code 4 if a run failed.
 
+    --peers 1..5 gives a cohort method a row for each number of networks: what more of them bring.
+
     Parameters
     ----------
     methods
@@ -235,7 +237,9 @@ def compare(
     """
     from teacherless.runs.merge import merge_comparison
 
-    run, names = merge_comparison(methods, dict(flags), recipe)
+    given = getattr(flags, "peers", None) or ""
+    sizes = _range("--peers", given) if ".." in given else ()
+    run, names = merge_comparison(methods, dict(flags) | ({"peers": None} if sizes else {}), recipe)
     if seeds < 1:
         raise InputError(f"--seeds: found {seeds}; must be at least 1")
     if jobs is not None and jobs < 1:
@@ -244,8 +248,9 @@ def compare(
 
     folder = out or Path("runs") / f"compare-{Path(run.data).name}"
     try:
+        more: dict[str, Any] = {"sizes": sizes, "equal_compute": equal_compute, "sweep": sweep, "jobs": jobs}
         with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
-            table = run_comparison(run, names, seeds, folder, equal_compute=equal_compute, sweep=sweep, jobs=jobs)
+            table = run_comparison(run, names, seeds, folder, **more)
     except Stopped as stop:
         raise Stopped(stop.signal, "stopped, and what was done is saved; the same command goes on") from None
     if json:
@@ -254,6 +259,14 @@ def compare(
         show.comparison(table, smoke=run.small)
         print("open first:", next(iter(table["pictures"]), folder / "compare.csv"))
     return 4 if any(found["failed"] for found in table["methods"].values()) else 0
+
+
+def _range(name: str, text: str) -> range:
+    """`1..5`, both ends included. Raises: InputError for anything else."""
+    low, _, high = text.partition("..")
+    if not (low.isdecimal() and high.isdecimal() and 0 < int(low) <= int(high)):
+        raise InputError(f"{name}: found {text!r}; must be a number, or a range as 1..5")
+    return range(int(low), int(high) + 1)
 
 
 @app.command(help_epilogue=_examples("evaluate runs/first", "evaluate runs/first/students/peer0 --data more-photos"))

@@ -152,6 +152,8 @@ def test_equal_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["--methods", "plain,dlm"], ["'dlm'", "did you mean 'dml'"]),
         (["--seeds", "0"], ["--seeds", "0"]),
+        (["--peers", "3..1"], ["--peers", "'3..1'", "as 1..5"]),
+        (["--peers", "1..3", "--student", "resnet8*2"], ["--peers", "1..3", "one --student"]),
         (["--jobs", "0"], ["--jobs", "0"]),
         (["--set", "temperature=2"], ["'temperature'", "METHOD.temperature"]),
         (["--set", "dml.temprature=2"], ["'temprature'", "did you mean 'temperature'"]),
@@ -172,3 +174,20 @@ def test_bad_input(argv: list[str], words: list[str], tmp_path: Path, capsys: py
 def test_cells_of_other_settings_are_refused(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *ARGS, "--lr", "0.5", "--out", str(whole)]) == 2
     assert "was run with lr 0.1, not 0.5" in capsys.readouterr().err
+
+
+def test_one_command_makes_the_cohort_size_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["compare", "--student", "small-cnn,width=4", "--epochs", "1", "--train-samples", "200", "--seeds", "3"]
+    assert main([*argv, "--methods", "dml", "--peers", "1..3", "--jobs", "1", "--out", str(tmp_path / "c")]) == 0
+    table = json.loads((tmp_path / "c" / "compare.json").read_text())
+    assert {row: found["networks"] for row, found in table["methods"].items()} == {
+        "plain": 1, "dml-2-peers": 2, "dml-3-peers": 3}  # fmt: skip
+    sizes = {(row["kind"], row["size"]): row for row in table["cohort_size"]}
+    assert sizes.keys() == {("dml", 2), ("dml", 3), *(("independent", k) for k in (1, 2, 3))}
+    assert sizes["dml", 3]["single"] == pytest.approx(table["methods"]["dml-3-peers"]["student"]["mean"])
+    assert sizes["independent", 3]["ensemble"] == table["plain_networks"][1]["ensemble"]
+    assert (tmp_path / "c" / "cohort-size.png").stat().st_size > 1000
+    capsys.readouterr()
+    assert main(["analyse", str(tmp_path / "c")]) == 0
+    said = capsys.readouterr().out
+    assert "cohort-size: dml K=2" in said and "dml K=3" in said

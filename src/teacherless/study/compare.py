@@ -35,6 +35,7 @@ def compare(
     seeds: int,
     out: Path,
     *,
+    sizes: Sequence[int] = (),
     equal_compute: bool = False,
     sweep: str | None = None,
     jobs: int | None = None,
@@ -47,6 +48,7 @@ def compare(
         methods: names of METHODS; plain is always among them.
         seeds: how many.
         out: the folder of the comparison.
+        sizes: of cohorts: a method that takes any number of networks gets a row for each (plain is the size 1).
         equal_compute: also train plain for as long as the dearest method costs, and a wider network where the student
             has a width.
         sweep: `lr=0.03,0.1,0.3`: each method first chooses among these, on validation.
@@ -56,13 +58,14 @@ def compare(
     Returns: what compare.json holds. Cells that diverged are in it, with the reason.
     Raises: InputError for unknown methods and for cells of other settings; Stopped after a signal.
     """
-    rows = list(dict.fromkeys(["plain", *methods]))
-    for name in rows:
+    names = list(dict.fromkeys(["plain", *methods]))
+    for name in names:
         if name not in METHODS:
             raise unknown("method", name, METHODS)
-    options = _options(template, rows)
+    options = _options(template, names)
     jobs = jobs or (joblib.cpu_count() if pick_device(template.device).type == "cpu" else 1)
-    each = {row: _settings(template, row, options[row]) for row in rows}
+    rows = _rows(template, names, sizes)
+    each = {row: _settings(sized, method, options[method]) for row, (method, sized) in rows.items()}
     tried, swept = parse(sweep, template) if sweep else None, None
     if not (out / "compare.json").exists():
         _say_what_it_trains_on(template, out, quiet)
@@ -81,7 +84,7 @@ def compare(
     whole = [cell for cell in cells if "failed" not in results[cell.row, cell.run.seed]]
     outcome.measure(table, whole)
     table["sweep"] = swept
-    table["settings"] = {**template.model_dump(mode="json"), "seeds": seeds, "methods": rows}
+    table["settings"] = {**template.model_dump(mode="json"), "seeds": seeds, "methods": names, "sizes": list(sizes)}
     disk.write_json(out / "compare.json", table)
     outcome.write_csv(table, out / "compare.csv")
     table["pictures"] = [str(path) for path in outcome.draw(table, whole, out)]
@@ -98,6 +101,20 @@ def _say_what_it_trains_on(template: Run, out: Path, quiet: bool) -> None:
 
 
 # Cells ---------------------------------------------------------------------------------------------------------------
+
+
+def _rows(template: Run, names: Sequence[str], sizes: Sequence[int]) -> dict[str, tuple[str, Run]]:
+    """Each row's method and settings. Raises: InputError for sizes of what has several students already."""
+    if sizes and len(specs(template)) > 1:
+        raise InputError(f"--peers: found {sizes[0]}..{sizes[-1]}; give one --student, of which copies are made")
+    rows: dict[str, tuple[str, Run]] = {}
+    for name in names:
+        if sizes and METHODS[name].cohort:
+            each = {f"{name}-{k}-peers": template.model_copy(update={"peers": k}) for k in sizes if k > 1}
+        else:
+            each = {name: template}
+        rows |= {row: (name, run) for row, run in each.items()}
+    return rows
 
 
 def _options(template: Run, rows: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ import json
 import math
 import random
 import statistics as stdlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -153,13 +154,13 @@ def measure(table: Table, cells: Sequence[Cell]) -> None:
         found["train_flops"] = training_flops(first[row].run, source) if source and row in first else None
         found["inference"] = sizes.get(row)
     plain = [cell for cell in cells if cell.row == "plain"]
-    if source is None or source.test is None or not table["plain_networks"]:
-        return
-    logits, labels = _predictions(plain, source, source.test)
-    for found in table["plain_networks"]:
-        each = [analysis.mean_probability(torch.stack([logits[i] for i in way]))
-                for way in ways(range(len(plain)), found["networks"])]  # fmt: skip
-        found["ensemble"] = _mean([dict(metrics(z, labels))["top1"] for z in each])
+    if source and source.test is not None and table["plain_networks"]:
+        logits, labels = _predictions(plain, source, source.test)
+        for found in table["plain_networks"]:
+            each = [analysis.mean_probability(torch.stack([logits[i] for i in way]))
+                    for way in ways(range(len(plain)), found["networks"])]  # fmt: skip
+            found["ensemble"] = _mean([dict(metrics(z, labels))["top1"] for z in each])
+    table["cohort_size"] = _cohort_sizes(table, cells)
 
 
 def _predictions(plain: Sequence[Cell], source: Source, test: Split) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -179,6 +180,25 @@ def student_of(cell: Cell) -> Student:
     folder = min((cell.folder / "students").glob("*"), default=cell.folder / "students")
     named = {spec.name for spec in specs(cell.run)}
     return load_student(folder, trust_imports=cell.run.trust_imports or read_config(folder)["architecture"] in named)
+
+
+def _cohort_sizes(table: Table, cells: Sequence[Cell]) -> list[analysis.CohortRow]:
+    """What cohorts of several sizes give, beside as many plain networks; empty where there is one size of each."""
+    cohorts = []
+    for cell in cells:
+        done = cell.done()
+        kind = "independent" if cell.row == "plain" else cell.run.method
+        if done and (cell.row == "plain" or METHODS[cell.run.method].cohort):
+            top1 = [value for row in comparable(cell.run, done).values() if (value := headline(row)) is not None]
+            curves = analysis.curves(schemas.lines(cell.folder))
+            cohorts.append(analysis.Cohort(kind=kind, top1=top1, ensemble=headline(done["ensemble"] or {}),
+                                           entropy=None, train_entropy=curves["train_entropy"][-1]))  # fmt: skip
+    rows = analysis.cohort_size(cohort for cohort in cohorts if cohort["top1"])
+    if all(count < 2 for count in Counter(row["kind"] for row in rows).values()):
+        return []
+    one = next((row for row in rows if row["kind"] == "independent"), None)
+    return rows + [one | {"size": found["networks"], "ensemble": found["ensemble"]}
+                   for found in table["plain_networks"] if one]  # fmt: skip
 
 
 def _inference(cells: Mapping[str, Cell]) -> dict[str, Table]:
@@ -237,8 +257,10 @@ def draw(table: Table, cells: Sequence[Cell], out: Path) -> list[Path]:
         pictures += plots.cost(known, costs, out / "cost", metric=table["metric"])
     curves: dict[str, list[analysis.Curves]] = {}
     for cell in cells:
-        if cell.row in METHODS:
+        if not cell.row.startswith("plain-"):
             curves.setdefault(cell.row, []).append(analysis.curves(schemas.lines(cell.folder)))
+    if table["cohort_size"]:
+        pictures += plots.cohort_size(table["cohort_size"], out / "cohort-size", metric=table["metric"])
     if curves:
         pictures += plots.training_curves(curves, out / "training-curves")
     return pictures

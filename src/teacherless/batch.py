@@ -182,6 +182,12 @@ def mapped(change: Callable[..., Tensor], *inputs: Input) -> Input:
     return tuple(change(*each) for each in zip(*inputs, strict=True))
 
 
+def first_rows(batch: Batch, rows: int) -> Batch:
+    """So many samples of a batch, the first."""
+    inputs = tuple(mapped(lambda x: x[:rows], x) for x in batch.inputs)
+    return Batch(inputs, batch.labels[:rows], None if batch.index is None else batch.index[:rows])
+
+
 def joined(inputs: Sequence[Input]) -> Input:
     """V inputs of B samples as one of V·B."""
     return mapped(lambda *each: torch.cat(each), *inputs)

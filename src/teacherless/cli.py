@@ -382,10 +382,9 @@ def list_methods(name: str | None = None, /, *, flags: AllFlags = Flags(), json:
     if given and name is None:
         raise InputError(f"{given[0]}: is of `teacherless list methods NAME`")
     if given:
-        from teacherless.runs import explain
+        from teacherless.runs.explain import explain
 
-        explain.show(explain.explain(_merged(name, flags)), show.console().print)
-        return
+        return show.explanation(explain(_merged(name, flags)), json)
     from teacherless.methods import METHODS
 
     cards = {key: (sys.modules[value.__module__].__doc__ or "").strip() for key, value in METHODS.items()}

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from teacherless.batch import first_rows
 from teacherless.data import Source
 from teacherless.evaluation.metrics import evaluating
 from teacherless.method import Progress
 from teacherless.runs.build import build_method
 from teacherless.runs.config import Run
 from teacherless.runs.execute import loaders
-from teacherless.runs.explain import first_rows
 
 SAMPLES = 4  # that a step is counted on
 WARM, ROUNDS = 3, 50  # forwards of each network that are not timed, and that are

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from teacherless.data import Source
+    from teacherless.runs.explain import Explanation
     from teacherless.runs.plan import Plan
     from teacherless.runs.predict import Prediction
     from teacherless.runs.recipes import Recipe
@@ -273,6 +274,26 @@ def predictions(found: Sequence[Prediction], form: str) -> None:
 def _ranked(found: Prediction) -> list[str]:
     ranked = "  ".join(f"{name} {100 * value:.1f} %" for name, value in found.probabilities.items())
     return [str(found.path), f"cannot be read: {found.error}" if found.error else ranked]
+
+
+def explanation(found: Explanation, json: bool = False) -> None:
+    """Who learns from which term, and how much it weighs."""
+    if json:
+        return as_json(found._asdict() | {"terms": [term._asdict() for term in found.terms]})
+    shipped, kept = (
+        ", ".join(f"{name} ({size:,})" for name, size in parts.items()) for parts in (found.shipped, found.helpers)
+    )
+    print(f"parameters shipped: {shipped}" + (f"; left behind: {kept}" if kept else ""))
+    rows = []
+    for term in found.terms:
+        first, last = f"{term.first:.3g}", f"{term.last:.3g}"
+        name = f"{term.phase}: {term.name}" if term.phase else term.name
+        size = first if first == last else f"{first} → {last}"
+        rows.append([name, "; ".join(term.learns), size, f"{term.ratio:.3g}"])
+    table(["term", "who learns", "size", "of CE"], rows, left=2)
+    print("sizes: of one batch after a few steps of training, in the first epoch → in the last")
+    for warning in filter(None, (term.warning for term in found.terms)):
+        print(f"warning: {warning}")
 
 
 def recipes(found: Iterable[Recipe]) -> None:

@@ -824,3 +824,25 @@ def test_pretrained_peers_that_start_identical_are_refused(zoo: None, monkeypatc
     tl.DML(*peers, views=2)
     del theirs["fc.weight"], theirs["fc.bias"]  # as ever: other classes, so each head starts from its own seed
     tl.DML(*(models.create("torchvision/resnet18", num_classes=CLASSES, seed=i, pretrained=True) for i in (0, 1)))
+
+
+def test_a_stage_that_is_left_out_at_random() -> None:
+    class Net(nn.Module):
+        """Layer drop, as in wav2vec2; looked into, it leaves nothing out."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.low, self.high, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.low(x)
+            return self.head((x if self.training else self.high(x)).mean((2, 3)))
+
+    net = tl.adapt(Net(), stages="low+high")
+    with pytest.raises(tl.InputError, match="'high' of Net was left out this time, as layer drop does"):
+        tl.BYOT(net)(batches(16, 1)[0])
+
+
+def test_no_auxiliary_heads_by_name(zoo: None) -> None:
+    net = models.create("torchvision/googlenet", num_classes=CLASSES)
+    assert not any("aux" in key for key in net.state_dict())

@@ -103,6 +103,8 @@ def _torchvision(name: str, classes: int, channels: int, pretrained: bool, **kwa
         raise _nobody_knows("torchvision", name, zoo.list_models(module=zoo))
     if channels not in (1, 3):
         raise InputError(f"torchvision/{name}: found images of {channels} channels; it reads 3 (or 1, repeated)")
+    if name in ("googlenet", "inception_v3"):  # no method would train their auxiliary heads
+        kwargs.setdefault("aux_logits", False)
     net: nn.Module = zoo.get_model(name, weights=None, num_classes=classes, **kwargs)
     if pretrained:  # not by `weights=`: torchvision refuses other classes than the weights'
         own = net.state_dict()

@@ -206,6 +206,9 @@ class Foreign(Insides):
             head = self.net.get_submodule(self.anatomy.head)
             hooks.callback(head.register_forward_pre_hook(lambda _, args: embedding.append(args[0])).remove)
             logits = call(self, x)
+        missing = next((stage for stage in self.anatomy.stages if stage not in found), None)
+        if missing is not None:
+            raise self._not_run(missing)
         maps = [self._as_map(stage, found[stage]) for stage in self.anatomy.stages]
         return Look(maps, embedding[-1].flatten(1), logits)
 
@@ -363,7 +366,12 @@ class Foreign(Insides):
             return reached.output
         finally:
             remove()
-        raise AssertionError(f"{path} was not run")
+        raise self._not_run(path)
+
+    def _not_run(self, stage: str) -> InputError:
+        return InputError(
+            f"stages: {stage!r} of {self.name} was left out this time, as layer drop does; switch that off"
+        )
 
 
 class Trunk(nn.Module):

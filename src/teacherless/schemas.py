@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, TypeVar, cast
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
@@ -38,13 +38,14 @@ def read(path: Path, schema: TypeAdapter[T]) -> T | None:
 
 
 def check(value: Any, schema: TypeAdapter[T], where: object) -> T:
-    """`value`, as the schema has it. Raises: InputError with the first complaint, in one line."""
+    """`value`, as the schema has it, keys in order. Raises: InputError with the first complaint, in one line."""
     try:
-        return schema.validate_python(value)
+        checked = schema.validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"][:4]))
         raise InputError(f"{where}: {place + ': ' if place else ''}{wording(first)}") from None
+    return cast(T, {key: checked[key] for key in value}) if isinstance(checked, dict) else checked
 
 
 def wording(complaint: Any) -> str:

@@ -18,8 +18,9 @@ import teacherless as tl
 from teacherless.data import Loader, Resident
 from teacherless.data.augment.distort import Augment
 from teacherless.method import Batch, Progress
+from teacherless.training.precision import tune_allocator
 from teacherless.training.settings import Settings
-from teacherless.training.step import Engine, make_optimizer, set_rates, tune_allocator
+from teacherless.training.step import Engine, make_optimizer, set_rates
 
 STEPS = 20
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from teacherless.method import Batch
 from teacherless.methods import DML
-from teacherless.training.step import tune_allocator
+from teacherless.training.precision import tune_allocator
 
 SIZES = [*((k, 128, 100) for k in (2, 4, 8, 16, 32)), *((k, 128, 1000) for k in (2, 4, 8)), (4, 256, 21841)]
 HUNGRY = [(8, 128, 1000), (4, 256, 21841)]

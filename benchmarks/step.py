@@ -27,8 +27,9 @@ from torch.nn import functional as F
 from teacherless import models
 from teacherless.method import Batch, Progress
 from teacherless.methods import METHODS
+from teacherless.training.precision import tune_allocator
 from teacherless.training.settings import Settings
-from teacherless.training.step import Engine, make_optimizer, tune_allocator
+from teacherless.training.step import Engine, make_optimizer
 
 SGD: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
 Step = Callable[[], object]

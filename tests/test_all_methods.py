@@ -18,7 +18,7 @@ from teacherless.method import Batch, Method, Progress
 from teacherless.methods import METHODS
 from teacherless.methods.plain import Plain
 from teacherless.models.files import load_student, save_student
-from teacherless.training.loop import train
+from teacherless.training.lifecycle import train
 
 SAMPLES = 64
 HEADINGS = (

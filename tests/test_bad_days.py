@@ -27,7 +27,7 @@ from teacherless.cli import main
 from teacherless.errors import InputError
 from teacherless.runs.config import Run, new_folder
 from teacherless.training import checkpoint
-from teacherless.training.loop import _commit
+from teacherless.training.lifecycle import _commit
 
 SMALL = ["--student", "small-cnn,width=4", "--steps", "3"]
 

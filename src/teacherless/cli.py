@@ -154,7 +154,7 @@ def train(
         raise InputError(f"--resume: {out} {why}; give the whole command again")
     run = _merged(method, flags, recipe, stored and stored["settings"])
     from teacherless.runs.execute import execute
-    from teacherless.training.step import tune_allocator
+    from teacherless.training.precision import tune_allocator
 
     tune_allocator()
     result = execute(run, out, resume=resume, anyway=resume_anyway, quiet=json)
@@ -188,7 +188,7 @@ def plan(
     """
     run = _merged(method, flags, recipe)
     from teacherless.runs.plan import Plan
-    from teacherless.training.step import tune_allocator
+    from teacherless.training.precision import tune_allocator
 
     tune_allocator()
     show.plan(Plan(run), json)

@@ -24,7 +24,7 @@ from teacherless.data.splits import balanced, moments, stratified
 from teacherless.errors import InputError
 from teacherless.method import Batch, Wants
 from teacherless.methods.plain import Plain
-from teacherless.training.loop import train
+from teacherless.training.lifecycle import train
 
 
 def noise(n: int = 60, size: int = 8, channels: int = 1, classes: int = 5) -> Resident:

@@ -17,7 +17,8 @@ from teacherless.errors import InputError
 from teacherless.method import Batch, Wants
 from teacherless.methods.snapshot import Snapshot
 from teacherless.training.checkpoint import steps
-from teacherless.training.loop import Training, train
+from teacherless.training.lifecycle import to_the_end, train
+from teacherless.training.loop import Training
 from teacherless.training.settings import Settings
 
 # Which children of the method each term's gradient may reach; everything else must get none.
@@ -96,7 +97,7 @@ def test_phases_that_are_over_have_no_more_epochs(tmp_path: Path) -> None:
         training = Training(
             Snapshot(tiny(0), cycles=2), data, None, Settings(epochs=epochs), {}, tmp_path / "run", quiet=True
         )
-        return training.to_the_end(None, {}, {}, **more).summary
+        return to_the_end(training, None, **more).summary
 
     assert run(3)["epochs"] == 4
     assert run(3, resume=True)["epochs"] == 4

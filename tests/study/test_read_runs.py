@@ -25,7 +25,7 @@ from teacherless.study import findings, plots
 from teacherless.study import read_runs as module
 from teacherless.study.findings import gate_weights, look
 from teacherless.study.read_runs import analyse, read
-from teacherless.training.loop import train
+from teacherless.training.lifecycle import train
 from teacherless.training.settings import read as read_settings
 
 COMMON: dict[str, Any] = {"epochs": 2, "train_samples": 200, "student": ("small-cnn,width=4",), "lr": 0.2}

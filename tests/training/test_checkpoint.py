@@ -28,8 +28,9 @@ from teacherless.method import Batch, Method, Output
 from teacherless.methods import METHODS
 from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
-from teacherless.training import checkpoint
+from teacherless.training import checkpoint, folder
 from teacherless.training.record import Recorder
+from teacherless.training.stop import Signals
 
 TIMES = {"img_per_s", "seconds", "train_seconds", "files"}  # files: one of the checksums is of a file of times
 
@@ -198,9 +199,9 @@ def test_changed_settings_are_refused(tmp_path: Path) -> None:
         fit("plain", tmp_path / "a", stop_at=3)
     with pytest.raises(InputError, match=r"lr was 0\.1, is 0\.2; seed was 0, is 1$"):
         fit("plain", tmp_path / "a", resume=True, lr=0.2, seed=1)
-    with pytest.raises(InputError, match=r"epochs was 4, is 6; --resume-anyway goes on with these"):
+    with pytest.raises(InputError, match=r"epochs was 4, is 6; resume_anyway goes on with these"):
         fit("plain", tmp_path / "a", resume=True, epochs=6)
-    with pytest.raises(InputError, match="unfinished run; go on with --resume"):
+    with pytest.raises(InputError, match="unfinished run; go on with resume"):
         fit("plain", tmp_path / "a")
 
 
@@ -339,16 +340,16 @@ def test_full_disk_while_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_two_processes_on_one_folder(tmp_path: Path) -> None:
     with (
-        checkpoint.locked(tmp_path),
+        folder.locked(tmp_path),
         pytest.raises(InputError, match="in use by another process"),
-        checkpoint.locked(tmp_path),
+        folder.locked(tmp_path),
     ):
         pass
 
 
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
-    with checkpoint.Signals() as signals:
+    with Signals() as signals:
         signal.raise_signal(signal.SIGINT)
         assert signals.asked == signal.SIGINT
         with pytest.raises(Stopped, match="at once"):

@@ -23,7 +23,7 @@ import pytest
 from safetensors.torch import load
 from test_checkpoint import TIMES
 
-from teacherless.training import checkpoint
+from teacherless.training import checkpoint, folder
 
 CRASHES = int(os.environ.get("TEACHERLESS_CRASHES", "6"))
 RUN = ["train", "dml", "--data", "digits", "--student", "small-cnn,width=8", "--peers", "2", "--epochs", "4",
@@ -135,7 +135,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
     (out / ".lock").touch()
-    with checkpoint.locked(out):
+    with folder.locked(out):
         second = start(out, "--resume")
         _, err = second.communicate()
     assert second.returncode == 2

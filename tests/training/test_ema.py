@@ -19,7 +19,8 @@ from teacherless.errors import Stopped
 from teacherless.evaluation.metrics import evaluate
 from teacherless.methods.one import ONE
 from teacherless.training.ema import Average
-from teacherless.training.loop import Result, Training
+from teacherless.training.lifecycle import Result, to_the_end
+from teacherless.training.loop import Training
 from teacherless.training.settings import Settings
 
 DECAY = 0.7  # reached from step 21 on; until then (1 + n) / (10 + n)
@@ -90,7 +91,7 @@ def test_more_epochs_go_on_from_the_weights_that_were_trained(ema: float, select
     def go(out: Path, epochs: int, **more: bool) -> None:
         settings = Settings(epochs=epochs, sched="constant", ema=ema, select=select)
         data = [as_loader(batches, tl.Wants(), torch.device("cpu")) for batches in (DATA, VAL)]
-        Training(tl.Plain(tiny(0)), *data, settings, {}, out, quiet=True).to_the_end(None, {}, {}, **more)
+        to_the_end(Training(tl.Plain(tiny(0)), *data, settings, {}, out, quiet=True), None, **more)
 
     go(tmp_path / "a", 4)
     go(tmp_path / "b", 2)

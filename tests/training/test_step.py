@@ -23,17 +23,11 @@ from teacherless.method import Batch
 from teacherless.methods import METHODS, _mutual
 from teacherless.training import checkpoint
 from teacherless.training.engines import threads
+from teacherless.training.lifecycle import to_the_end
 from teacherless.training.loop import Training
+from teacherless.training.precision import channels_last, in_fp32, slow_in_bf16, tune_allocator
 from teacherless.training.settings import Settings
-from teacherless.training.step import (
-    Engine,
-    channels_last,
-    in_fp32,
-    make_optimizer,
-    slow_in_bf16,
-    train_step,
-    tune_allocator,
-)
+from teacherless.training.step import Engine, make_optimizer, train_step
 
 CPU = torch.device("cpu")
 
@@ -329,7 +323,7 @@ def test_a_resumed_run_takes_the_stored_engine(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(stored | {"engine": "threads"}))
     training = Training(tl.DML(tiny(0), tiny(1)), as_loader([batch()], tl.Wants(), CPU), None, Settings(epochs=2), {},
                         tmp_path, quiet=True)  # fmt: skip
-    training.to_the_end(None, {}, {}, resume=True)
+    to_the_end(training, None, resume=True)
     assert training.engine.name == "threads"
     with pytest.raises(tl.InputError, match="engine was 'auto', is 'loop'; the engine is not the same"):
         go(engine="loop")

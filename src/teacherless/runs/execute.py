@@ -11,7 +11,8 @@ from teacherless.data import Loader, Source
 from teacherless.method import Wants
 from teacherless.runs.build import build_method, load_source
 from teacherless.runs.config import Run, new_folder
-from teacherless.training.loop import Result, Training
+from teacherless.training.lifecycle import About, Result, to_the_end
+from teacherless.training.loop import Training
 from teacherless.training.step import pick_device
 from teacherless.training.summary import search_of
 
@@ -25,7 +26,7 @@ def execute(run: Run, out: Path | None, *, resume: bool = False, anyway: bool = 
     data = loaders(run, source, method.wants, pick_device(run.device), quiet=quiet)
     training = Training(method, data[0], data[1], run, per_student, out or new_folder(run), quiet=quiet)
     search = search_of(source, run.workers, training.device)
-    return training.to_the_end(data[2], describe(source), about(source), search, resume=resume, anyway=anyway)
+    return to_the_end(training, data[2], About(describe(source), about(source), search), resume=resume, anyway=anyway)
 
 
 def loaders(run: Run, source: Source, wants: Wants, device: torch.device, *, quiet: bool = False) -> list[Any]:

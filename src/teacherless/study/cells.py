@@ -26,9 +26,9 @@ from teacherless.errors import Diverged, InputError, Stopped, short
 from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
 from teacherless.study.watch import Progress, Told
-from teacherless.training.checkpoint import Signals
 from teacherless.training.engines.threads import one_thread_each
-from teacherless.training.step import tune_allocator
+from teacherless.training.precision import tune_allocator
+from teacherless.training.stop import Signals
 
 
 class Cell(NamedTuple):

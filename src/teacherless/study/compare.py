@@ -25,7 +25,7 @@ from teacherless.study import outcome
 from teacherless.study.cells import Cell, run_cells
 from teacherless.study.outcome import Table
 from teacherless.study.sweep import choose, parse
-from teacherless.training.loop import UNREADABLE
+from teacherless.training.lifecycle import UNREADABLE
 from teacherless.training.step import pick_device
 
 

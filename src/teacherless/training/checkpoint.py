@@ -7,34 +7,25 @@ the checksums show. The two newest are kept. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
 import random
 import re
 import shutil
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from teacherless import disk
-from teacherless.errors import InputError, Stopped
+from teacherless.errors import InputError
 
-T = TypeVar("T")
 FORMAT = 3
 KEEP = 2
 
@@ -219,9 +210,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:
                 values[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
 
 
-# When to save, when to stop, who may write ---------------------------------------------------------------------------
-
-
 class Every:
     """`10m`, `2e` or `500s`: minutes, epochs or steps. Raises: InputError for anything else."""
 
@@ -245,78 +233,3 @@ class Every:
         if due:
             self.saved = time.monotonic()
         return due
-
-
-class Interrupted(Stopped):
-    """A signal came while nothing was half done: what is there can be saved."""
-
-
-class Signals:
-    """Ctrl-C, SIGTERM and SIGHUP ask for a stop after the current step; a second one stops at once.
-
-    While nothing is half done (`at_once`), the first one stops at once too. One that this process was told to ignore
-    (`nohup`) is ignored.
-    """
-
-    def __init__(self) -> None:
-        self.asked: int | None = None
-        self._waiting = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
-            for number in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")):
-                if number and signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _: FrameType | None) -> None:
-        if self.asked is not None:
-            raise Stopped(number, "stopped at once")
-        self.asked = number
-        if self._waiting:
-            raise Interrupted(number, "stopped at once")
-
-    @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Nothing in here changes what is saved. Raises: Interrupted for the first signal."""
-        self._waiting = True
-        try:
-            yield
-        finally:
-            self._waiting = False
-
-    def between(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches; each is waited for `at_once`."""
-        each = iter(batches)
-        while True:
-            with self.at_once():
-                batch = next(each, None)
-            if batch is None:
-                return
-            yield batch
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder; the system lets go when the process ends, however it ends.
-
-    Raises: InputError if another process holds it.
-    """
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise InputError(f"--out: {str(folder)!r} is in use by another process") from None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
-            raise InputError(f"--out: cannot write to {str(folder)!r}: {error.strerror}") from None
-        print(f"{folder}: this file system has no locks; see to it that no other process writes there", file=sys.stderr)
-    try:
-        yield
-    finally:
-        lock.release()

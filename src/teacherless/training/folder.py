@@ -1,10 +1,15 @@
-"""A run's folder: opened, its JSON read and written whole, and whether the run in it may go on."""
+"""A run's folder: opened, held by one process, and whether the run in it may go on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from teacherless import disk
 from teacherless.errors import InputError, short
@@ -50,3 +55,24 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], anyway: bool) -> 
     if differences and (unsafe or not anyway):
         how = "" if unsafe else "; --resume-anyway goes on with these"
         raise InputError(f"--resume: the run was started otherwise: {'; '.join(sorted(differences))}{how}")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder; the system lets go when the process ends, however it ends.
+
+    Raises: InputError if another process holds it.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(f"--out: {str(folder)!r} is in use by another process") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+            raise InputError(f"--out: cannot write to {str(folder)!r}: {error.strerror}") from None
+        print(f"{folder}: this file system has no locks; see to it that no other process writes there", file=sys.stderr)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,283 @@
+"""A training from its folder to its summary: opened or taken up again, trained, evaluated, written."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack
+
+import torch
+
+import teacherless
+from teacherless import disk, schemas
+from teacherless.data import as_loader
+from teacherless.errors import Diverged, InputError, python_names
+from teacherless.method import Method, Wants
+from teacherless.methods import METHODS
+from teacherless.methods._parts import Frozen
+from teacherless.models.files import CONFIG, WEIGHTS, load_weights, save_student
+from teacherless.training import checkpoint, folder
+from teacherless.training.loop import Training
+from teacherless.training.record import Line
+from teacherless.training.settings import Settings, SettingsDict, read
+from teacherless.training.step import pick_device
+from teacherless.training.stop import Signals
+from teacherless.training.summary import Search, summarise
+
+UNREADABLE = "unreadable.txt"  # in a run's folder: the files of its data that could not be read
+
+
+class About(NamedTuple):
+    """What a run's files say of its data, and how persons are searched in it; nothing of a user's own loaders."""
+
+    data: dict[str, Any]
+    student: dict[str, Any]
+    search: Search | None = None
+
+
+NOTHING = About({}, {})
+
+
+class Result(NamedTuple):
+    """What `train` hands back."""
+
+    summary: dict[str, Any]  # as in summary.json
+    history: list[Line]  # as in metrics.jsonl
+    method: Method
+    out: Path | None
+
+    def __repr__(self) -> str:
+        rows = self.summary["students"].items()
+        tops = ", ".join(f"{name} {row['val_top1' if row['test_top1'] is None else 'test_top1']}" for name, row in rows)
+        return f"Result({self.summary['method']}, {len(self.history)} epochs; top-1 {tops}; out={self.out})"
+
+
+def train(
+    method: Method,
+    train_data: Iterable[Any],
+    val_data: Iterable[Any] | None = None,
+    test_data: Iterable[Any] | None = None,
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    resume_anyway: bool = False,
+    per_student: dict[str, dict[str, float]] | None = None,
+    on_epoch: Callable[[Line], bool | None] | None = None,
+    quiet: bool = False,
+    **settings: Unpack[SettingsDict],
+) -> Result:
+    """Train `method`; everything it learns is in it. Seeds torch's global generator with `seed`.
+
+    Args:
+        method: what is trained.
+        train_data: batches `(x, y)`, `((view1, view2), y)`, dicts or `Batch`, read once per epoch; or arrays `(X, y)`.
+        val_data: picks `chosen`, and the epoch with `select="best"`; read once per epoch.
+        test_data: read once, at the end, never for a choice.
+        out: a run folder to write; nothing is written without it.
+        resume: go on with what `out` holds, to the same bits; the data must come in the same order again.
+        resume_anyway: go on with more epochs or steps than the run was started with.
+        per_student: optimizer settings of single students, `{"peer1": {"lr": 0.05}}`.
+        on_epoch: called with every epoch's line, as in metrics.jsonl; True ends the training.
+        quiet: print nothing.
+        settings: the fields of `teacherless.training.settings.Settings`: epochs, lr, opt, sched, seed, select, …
+
+    Raises: InputError for settings and data that cannot be used; Diverged when the loss is not finite; Stopped after
+        Ctrl-C or SIGTERM, once the run is saved (without `out` they act as ever).
+    """
+    if not isinstance(method, Method):
+        raise InputError(f"method: found a {type(method).__name__}; must be a method, such as tl.Plain(net)")
+    with python_names():
+        chosen = read(Settings, settings)
+        device = pick_device(chosen.device)
+        pairs = ((train_data, method.wants), (val_data, Wants()), (test_data, Wants()))
+        dtype = next((p.dtype for p in method.parameters() if p.is_floating_point()), None)
+        data = [None if found is None else as_loader(found, wants, device, dtype=dtype, train=found is train_data)
+                for found, wants in pairs]  # fmt: skip
+        own = method.smoothing
+        method.smoothing = chosen.smoothing or own
+        try:
+            where = Path(out) if out else None
+            training = Training(method, data[0], data[1], chosen, per_student or {}, where, quiet=quiet)
+            training.on_epoch = on_epoch
+            return to_the_end(training, data[2], resume=resume or resume_anyway, anyway=resume_anyway)
+        finally:
+            method.smoothing = own
+
+
+def to_the_end(
+    training: Training, test: Any, about: About = NOTHING, *, resume: bool = False, anyway: bool = False
+) -> Result:
+    """Open the folder, train, evaluate, write. The folder is held while this runs."""
+    training.test, out = test, training.out
+    if out is None:
+        training.loop()
+        return _finish(training, about)
+    folder.open_folder(out, resume)
+    if resume and (stored := schemas.stored(out)):
+        training.engine.resume(stored)
+    with folder.locked(out):
+        disk.clear(out)
+        now = _run_json(training, about)
+        if resume and (done := _resume(training, out, now, about, anyway)):
+            return done
+        disk.write_json(out / "run.json", now)
+        _list_unreadable(training, out, about)
+        training.recorder.rewrite()
+        try:
+            with Signals() as signals:
+                training.loop(signals)
+                return _finish(training, about)
+        except Diverged:
+            checkpoint.go_back(out / "checkpoints", training.sound)
+            raise
+
+
+def _run_json(training: Training, about: About) -> dict[str, Any]:
+    versions = {"teacherless": teacherless.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {
+        "versions": versions,
+        "commit": _commit(),
+        "device": str(training.device),
+        "threads": torch.get_num_threads(),
+        **training.engine.about(),
+        "data": about.data,
+        "teacher": _teacher_hash(training.method),
+        "epochs": training.all_epochs,
+        "settings": training.settings.model_dump(mode="json"),
+    }
+
+
+# Going on -------------------------------------------------------------------------------------------------------------
+
+
+def _resume(training: Training, out: Path, now: dict[str, Any], about: About, anyway: bool) -> Result | None:
+    """Take up what the folder holds. Returns a result if there is nothing left to do."""
+    if before := schemas.stored(out):
+        folder.compare(before, now, anyway)
+        longer = any(before["settings"].get(key) != now["settings"][key] for key in ("epochs", "steps"))
+        if longer and len(phases := training.method.phases) > 1:
+            raise InputError(f"--resume: found other epochs; a run with phases ({', '.join(phases)}) keeps its own")
+    summary = schemas.summary(out)
+    if summary and summary["epochs"] >= training.all_epochs and summary.get("steps", 0) >= (training.steps or 0):
+        return _as_finished(training, out, summary, about)
+    if (path := _take_up(training, out)) is None:
+        training.say(f"{out} has no checkpoint yet: starting from the beginning")
+        return None
+    if summary:  # more epochs, or steps, were asked for
+        (out / "summary.json").rename(out / f"summary-{summary['epochs']}-epochs.json")
+    training.say(f"resuming from {path}: epoch {training.epoch + 1}, step {training.step}")
+    return None
+
+
+def _take_up(training: Training, out: Path) -> Path | None:
+    """Restore the newest whole checkpoint; returns its folder, or None where there is none. Raises: InputError."""
+    found = checkpoint.read(out / "checkpoints")
+    if found is None:
+        return None
+    state, path, complaints = found
+    for line in complaints:
+        training.say(line)
+    training.restore(state)
+    return path
+
+
+def _as_finished(training: Training, out: Path, summary: dict[str, Any], about: About) -> Result:
+    """A finished run again: the method as it was shipped; what the folder lost comes back from the checkpoint.
+
+    Raises: InputError if something is lost that no checkpoint can give back.
+    """
+    files = [f"students/{name}/{file}" for name in training.students for file in (WEIGHTS, CONFIG)]
+    lost = disk.damaged(out, [*files, "metrics.jsonl"], summary.get("files", {}))
+    if not lost:
+        training.say(f"{out} is finished; nothing to resume")
+        training.recorder.file = training.recorder.screen = None
+    try:
+        path = _take_up(training, out)
+    except InputError:
+        if lost:
+            raise
+        path = None
+    training.end_at(summary.get("steps", 0))
+    if path:
+        training.loop()
+    elif lost:
+        raise InputError(f"{out / lost[0]}: is missing or damaged, and there is no checkpoint to mend it from")
+    else:
+        for name, net in training.students.items():
+            load_weights(net, out / "students" / name / WEIGHTS)
+    if lost:
+        training.say(f"missing or damaged, and written again from {path}: {', '.join(lost)}")
+        summary = {**summary, "files": _write(training, out, about)}
+        disk.write_json(out / "summary.json", summary)
+    return Result(summary, schemas.lines(out), training.method, out)
+
+
+# What is left ---------------------------------------------------------------------------------------------------------
+
+
+def _finish(training: Training, about: About) -> Result:
+    """Evaluate what is shipped; write students and summary. The summary comes last: it says that all is there."""
+    head = {
+        "method": method_name(training.method),
+        "data": about.data.get("name"),
+        "seed": training.settings.seed,
+        "epochs": training.all_epochs,
+        "steps": training.step,
+    }
+    summary = summarise(training.method, training.val, training.test, head, training.recorder, about.search)
+    if out := training.out:
+        if count := _list_unreadable(training, out, about):
+            summary["unreadable"] = count
+        summary["files"] = _write(training, out, about)
+        disk.write_json(out / "summary.json", summary)
+    return Result(summary, training.recorder.history, training.method, out)
+
+
+def _list_unreadable(training: Training, out: Path, about: About) -> int:
+    """Write all files that could not be read so far, one to a line; returns how many."""
+    loaders = (training.data, training.val, training.test)
+    later = [line for data in loaders for line in getattr(data, "unreadable", [])]
+    lines = list(dict.fromkeys([*about.data.get("unreadable", []), *later]))
+    if lines:
+        disk.write(out / UNREADABLE, "".join(f"{line}\n" for line in lines))
+    return len(lines)
+
+
+def _write(training: Training, out: Path, about: About) -> dict[str, str]:
+    """Students and metrics.jsonl, on the disk when this returns; the SHA-256 of each file."""
+    sums = {}
+    for name, net in training.students.items():
+        for file, digest in save_student(out / "students" / name, net, about.student).items():
+            sums[f"students/{name}/{file}"] = digest
+    return {**sums, "metrics.jsonl": training.recorder.rewrite()}
+
+
+def _teacher_hash(method: Method) -> str | None:
+    teacher = getattr(method, "teacher", None)
+    if not isinstance(teacher, Frozen):
+        return None
+    digest = hashlib.sha256()
+    for name, value in teacher.net.state_dict().items():
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _commit() -> str | None:
+    """The commit of our own checkout; None where the package is installed, in whoever's repository that may be."""
+    here = Path(teacherless.__file__).resolve().parent
+    command = ["git", "rev-parse", "--show-toplevel", "HEAD"]
+    try:
+        root, commit = subprocess.run(
+            command, cwd=here, capture_output=True, encoding="utf-8", check=True
+        ).stdout.splitlines()
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return commit if Path(root) / "src" / "teacherless" == here else None
+
+
+def method_name(method: Method) -> str:
+    """As on the command line, or the class's name for a method of the user's own."""
+    return next((name for name, kind in METHODS.items() if type(method) is kind), type(method).__name__)

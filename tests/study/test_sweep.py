@@ -32,7 +32,7 @@ def cell(out: Path, val: dict[str, float | None], nll: float, test: float) -> Ce
 def trials(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     """All cells that were to be run."""
     seen: list[Cell] = []
-    monkeypatch.setattr(sweep, "run_cells", lambda cells, jobs, told: seen.extend(cells))
+    monkeypatch.setattr(sweep, "run_cells", lambda cells, jobs, told, then: seen.extend(cells))
     return seen
 
 

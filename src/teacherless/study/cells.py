@@ -57,13 +57,14 @@ def _seconds(folder: Path) -> float:
     return median(seconds) * len(seconds) if seconds else 0.0
 
 
-def run_cells(cells: Sequence[Cell], jobs: int, told: Told | None) -> list[dict[str, Any]]:
+def run_cells(cells: Sequence[Cell], jobs: int, told: Told | None, then: str = "") -> list[dict[str, Any]]:
     """Run the cells that are not finished, each from where it stands, `jobs` at a time.
 
     Args:
         cells: all of the comparison so far.
         jobs: how many at a time: in this process where that is 1, else in workers of joblib.
         told: what a finished cell's line says; None shows nothing.
+        then: what comes after these cells, said beside the time left.
 
     Returns: of each cell its summary, or `{"failed": why}`.
     Raises: Stopped after Ctrl-C or SIGTERM, once every cell is saved and none is running; InputError for a cell that
@@ -71,7 +72,7 @@ def run_cells(cells: Sequence[Cell], jobs: int, told: Told | None) -> list[dict[
     """
     _check(cells)
     missing = [cell for cell in cells if cell.done() is None]
-    with Progress(cells, told) as progress:
+    with Progress(cells, told, then) as progress:
         if min(jobs, len(missing)) > 1:
             _in_workers(missing, jobs, progress)
         else:

@@ -75,7 +75,7 @@ def compare(
         each = {row: run.model_copy(update=own[row]) for row, run in each.items()}
     everyone = range(template.seed, template.seed + seeds)
     cells = [_cell(row, each[row], seed, out) for seed in everyone for row in rows]
-    results = _run(cells, jobs, quiet)
+    results = _run(cells, jobs, quiet, ", then plain for longer" if equal_compute else "")
     if equal_compute:
         more = _equal_compute(each["plain"], outcome.relative_costs(results), everyone, out)
         results |= _run(more, jobs, quiet)
@@ -154,10 +154,10 @@ def _settings(template: Run, method: str, options: dict[str, Any]) -> Run:
     return run
 
 
-def _run(cells: Sequence[Cell], jobs: int, quiet: bool) -> dict[tuple[str, int], Table]:
+def _run(cells: Sequence[Cell], jobs: int, quiet: bool, then: str = "") -> dict[tuple[str, int], Table]:
     """Every cell's summary, or `{"failed": why}`; what is there already is not run again."""
     results = {}
-    for cell, done in zip(cells, run_cells(cells, jobs, None if quiet else _told), strict=True):
+    for cell, done in zip(cells, run_cells(cells, jobs, None if quiet else _told, then), strict=True):
         if "failed" not in done:
             try:
                 outcome.student_of(cell)

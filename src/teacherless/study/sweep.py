@@ -61,7 +61,9 @@ def choose(
         for method, run in runs.items()
         for value in values
     }
-    run_cells([cell for cells in trials.values() for cell in cells], jobs, None if quiet else _told)
+    run_cells(
+        [cell for cells in trials.values() for cell in cells], jobs, None if quiet else _told, ", then the comparison"
+    )
     found = {}
     for method in runs:
         scores = {value: _score(trials[method, value]) for value in values}

@@ -29,10 +29,11 @@ class Progress:
     Args:
         cells: all of the comparison.
         told: what a finished cell's line says; None shows nothing.
+        then: what comes after these cells, said beside the time left.
     """
 
-    def __init__(self, cells: Sequence[Cell], told: Told | None) -> None:
-        self.cells, self.told = cells, told
+    def __init__(self, cells: Sequence[Cell], told: Told | None, then: str = "") -> None:
+        self.cells, self.told, self.then = cells, told, then
         self.seconds = {cell.folder: _epochs(cell.folder) for cell in cells}  # of each epoch that is done
         self.before = {folder: len(epochs) for folder, epochs in self.seconds.items()}
         self.unfinished = [cell for cell in cells if cell.done() is None]
@@ -106,7 +107,9 @@ class Progress:
             weight, epochs = pace.get(cell.row, usual), len(self.seconds[cell.folder])
             done += weight * (epochs - self.before[cell.folder])
             rest += weight * (self._total(cell) - epochs) if cell in self.unfinished else 0.0
-        return f", about {duration((time.monotonic() - self.began) * rest / done)} left" if done and rest else ""
+        if not done or not rest:
+            return ""
+        return f", about {duration((time.monotonic() - self.began) * rest / done)} left{self.then}"
 
     def _total(self, cell: Cell) -> int:
         """Its epochs in all, as the first run of its row has written down."""
@@ -130,6 +133,6 @@ def _epochs(folder: Path) -> list[float]:
 def duration(seconds: float) -> str:
     """`12 s`, `3 min`, `2 h 5 min`."""
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.{1 if seconds < 10 else 0}f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -49,7 +49,7 @@ class Run(Settings):
         None, description="distortions of training images, as pad4-flip+cutout (default: the data's)"
     )
     small: bool = Field(
-        False, description="shrink everything, to see that it runs: noise for data sets, narrow nets, 20 steps"
+        False, description="shrink everything, to see that it runs: noise for data, narrow nets, 20 steps"
     )
     workers: int = Field(0, ge=0, description="processes that decode images that do not fit in memory")
     bad_images: Literal["skip", "stop"] = Field("skip", description="what to do about files that cannot be decoded")

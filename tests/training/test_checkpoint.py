@@ -203,6 +203,8 @@ def test_changed_settings_are_refused(tmp_path: Path) -> None:
         fit("plain", tmp_path / "a", resume=True, epochs=6)
     with pytest.raises(InputError, match="unfinished run; go on with resume"):
         fit("plain", tmp_path / "a")
+    fit("plain", tmp_path / "a", resume_anyway=True, epochs=6)
+    assert json.loads((tmp_path / "a" / "summary.json").read_text())["epochs"] == 6
 
 
 def saved(tmp_path: Path) -> Path:

@@ -210,8 +210,9 @@ def _as_finished(training: Training, out: Path, summary: dict[str, Any], about: 
             load_weights(net, out / "students" / name / WEIGHTS)
     if lost:
         training.say(f"missing or damaged, and written again from {path}: {', '.join(lost)}")
-        summary = {**summary, "files": _write(training, out, about)}
-        disk.write_json(out / "summary.json", summary)
+        if (sums := _write(training, out, about)) != summary.get("files"):
+            summary = {**summary, "files": sums}
+            disk.write_json(out / "summary.json", summary)
     return Result(summary, schemas.lines(out), training.method, out)
 
 

@@ -1,11 +1,13 @@
 """The command line: parse, call, print. Nothing here knows how anything is done.
 
-Exit codes: 0 done; 2 the user must change something (one line on stderr); 4 training diverged; 130 interrupted.
+Exit codes: 0 done; 2 the user must change something (one line on stderr), also where the system refuses;
+4 training diverged; 130 interrupted; 141 nobody reads the output.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -453,7 +455,7 @@ def list_recipes(name: str | None = None, /, *, json: Json = False) -> None:
     if json:
         show.as_json([each._asdict() for each in found])
     elif name:
-        print(recipes.card(found[0]))
+        print("\n".join(map(show.printable, recipes.card(found[0]).splitlines())))
     else:
         show.recipes(found)
 
@@ -497,25 +499,48 @@ def install_completion(*, shell: Literal["bash", "zsh", "fish"] | None = None) -
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     call: Callable[..., Any] = app
+    _prepare_streams()
+    if bad := [word for word in (sys.argv[1:] if argv is None else argv) if "\0" in word]:
+        return _complain(f"found {bad[0]!r}; no word of a command has a NUL", 2)
     try:
         code = call(argv, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
     except (InputError, CycloptsError) as error:
         return _complain(error, 2)
     except Diverged as error:
         return _complain(error, 4)
     except Stopped as stop:
         return _complain(stop, 128 + stop.signal)
-    except BrokenPipeError:  # whoever read this has seen enough; nothing may be flushed into the pipe at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
+    except OSError as error:
+        return _refused(error)
     return code if isinstance(code, int) else 0
 
 
 def _complain(error: Exception | str, code: int) -> int:
-    print("teacherless:", " ".join(str(error).split()), file=sys.stderr)
+    print("teacherless:", show.printable(" ".join(str(error).split())), file=sys.stderr)
     return code
+
+
+def _prepare_streams() -> None:
+    """A stream that was closed before we began is the null device; a letter that its encoding lacks is a number."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, as long as the process lives
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _refused(error: OSError) -> int:
+    """What the system refuses is one line; that nobody reads the output any more is none, as of any program."""
+    if error.filename is None:  # of a stream: what it still holds would fail again
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return 141  # as a program that SIGPIPE ends
+    return _complain(f"{error.filename or 'cannot write the output'}: {error.strerror or error}", 2)
 
 
 if __name__ == "__main__":

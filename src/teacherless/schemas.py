@@ -90,6 +90,32 @@ Scalar = bool | Annotated[int, Field(ge=-1, le=2**20)] | Number | Annotated[str,
 ARGUMENTS = TypeAdapter(dict[str, Scalar | Annotated[list[Scalar], Field(max_length=64)]])  # without trust
 
 
+# A recipe ------------------------------------------------------------------------------------------------------------
+
+
+@with_config(OPEN)
+class Told(TypedDict):
+    """[published] and [ours]: numbers, of one network or of several by name, and what is said of them."""
+
+    value: NotRequired[Number | dict[str, Number]]
+    what: NotRequired[str]
+    metric: NotRequired[str]
+    source: NotRequired[str]
+    open: NotRequired[list[str]]
+
+
+@with_config(OPEN)
+class Recipe(TypedDict):
+    """What a recipe holds besides settings."""
+
+    published: NotRequired[Told]
+    ours: NotRequired[Told]
+    teacher_recipe: NotRequired[str]
+
+
+RECIPE = TypeAdapter(Recipe)
+
+
 # A run's run.json, summary.json and metrics.jsonl --------------------------------------------------------------------
 
 

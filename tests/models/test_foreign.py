@@ -731,7 +731,7 @@ def test_a_config_cannot_load_weights_of_its_own(zoo: None, key: str, tmp_path: 
     config = json.loads((tmp_path / "config.json").read_text())
     config["arguments"][key] = "evil.pth"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(tl.InputError, match=rf"unknown argument of timm/convnext_atto in .*config.json: {key!r}"):
+    with pytest.raises(tl.InputError, match=rf"config.json: unknown argument of timm/convnext_atto {key!r}"):
         load_student(tmp_path)
     with pytest.raises(tl.InputError, match=rf"timm/convnext_atto: found {key}='evil.pth'; weights come by --pretr"):
         load_student(tmp_path, trust_imports=True)

@@ -22,7 +22,7 @@ def test_a_recipe_can_be_compared(name: str, methods: str | None) -> None:
     rows = list(dict.fromkeys(["plain", *names]))
     options = compare._options(template, rows)
     for row in rows:
-        run = compare._settings(template, row, 0, options[row])
+        run = compare._settings(template, row, options[row])
         assert run.set == (own.get("set", {}) if row == own["method"] else {})
         assert run.method == row and row in METHODS
     assert own["method"] in rows or methods == "dml,one"

@@ -109,13 +109,13 @@ def _build(config: schemas.Config, where: Path, weights: Path, trusted: bool) ->
         raise InputError(f"{where}: {what!r} is not one of our architectures; build it and give it as net=")
     if ":" in architecture and not trusted:
         raise names_code(where, architecture)
-    legal = {*_LEGAL, *(by_name.PLAIN if by_name.is_foreign(architecture) else models.options(architecture))}
-    for name in arguments:
-        if name not in legal and (not trusted or name in by_name.OURS):
-            raise unknown(f"argument of {architecture} in {where}:", name, legal)
     if not trusted:
         schemas.check(arguments, schemas.ARGUMENTS, where)
     try:
+        legal = {*_LEGAL, *(by_name.PLAIN if by_name.is_foreign(architecture) else models.options(architecture))}
+        for name in arguments:
+            if name not in legal and (not trusted or name in by_name.OURS):
+                raise unknown(f"argument of {architecture}", name, legal)
         with _at_most(2 * len(_header(weights)) + 100), torch.device("meta"):
             layout = models.create(architecture, **arguments)
     except InputError as error:

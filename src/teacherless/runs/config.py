@@ -12,14 +12,17 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from teacherless import disk
-from teacherless.errors import InputError, names_code
+from teacherless.errors import InputError, names_code, short
 from teacherless.runs import shrink
 from teacherless.training.settings import Settings
+
+T = TypeVar("T")
+MOST = 1024  # students, and processes
 
 
 class Run(Settings):
@@ -29,7 +32,9 @@ class Run(Settings):
     data: str = Field("digits", description="a data set's name, or a folder of images")
     data_dir: Path | None = Field(None, description="where the data set's files are")
     student: tuple[str, ...] = Field(("small-cnn",), min_length=1, description="NAME[*K][,key=value...]; repeatable")
-    peers: int | None = Field(None, ge=1, description="copies of the one --student that train together (dml: 2)")
+    peers: int | None = Field(
+        None, ge=1, le=MOST, description="copies of the one --student that train together (dml: 2)"
+    )
     pretrained: bool = Field(False, description="start from the weights of timm or torchvision")
     teacher: Path | None = Field(None, description="a run or student folder, for methods that read a teacher")
     trust_imports: bool = Field(
@@ -38,9 +43,9 @@ class Run(Settings):
         description="import code that a recipe, run.json or config.json names; no file can say this itself",
     )
     set: dict[str, Any] = Field(default_factory=dict, description="key=value: an option of the method; repeatable")
-    batch_size: int = Field(64, ge=1, description="samples per step")
+    batch_size: int = Field(64, ge=1, le=2**20, description="samples per step")
     val_fraction: float = Field(0.1, ge=0, lt=1, description="share of train kept for validation where there is none")
-    train_samples: int | None = Field(None, ge=1, description="use only this many training samples")
+    train_samples: int | None = Field(None, ge=1, lt=2**62, description="use only this many training samples")
     img_size: int | None = Field(None, ge=1, description="resize images of a folder to N x N")
     fit: Literal["squash", "crop", "crop-0.875"] | None = Field(
         None, description="how photos become squares: squash keeps all of them, crop their middle (default: squash)"
@@ -51,12 +56,24 @@ class Run(Settings):
     small: bool = Field(
         False, description="shrink everything, to see that it runs: noise for data, narrow nets, 20 steps"
     )
-    workers: int = Field(0, ge=0, description="processes that decode images that do not fit in memory")
+    workers: int = Field(0, ge=0, le=MOST, description="processes that decode images that do not fit in memory")
     bad_images: Literal["skip", "stop"] = Field("skip", description="what to do about files that cannot be decoded")
     class_weights: Literal["balanced"] | None = Field(
         None, description="balanced: in every cross-entropy with labels, a class counts as much as any other"
     )
     balanced_sampler: bool = Field(False, description="an epoch has as many images of each class as of any other")
+
+    @field_validator("data", "data_dir", "teacher")
+    @classmethod
+    def _is_a_path(cls, value: str | Path | None) -> str | Path | None:
+        if "\0" in str(value):
+            raise ValueError(f"found {short(str(value))}; no name of a file has a NUL")
+        return value
+
+    @field_validator("set")
+    @classmethod
+    def _is_shallow(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return shallow(value)
 
 
 class Spec(NamedTuple):
@@ -72,8 +89,8 @@ def parse_student(text: str) -> Spec:
     """`NAME[*K][,key=value...]`. Raises: InputError for anything else."""
     head, *pairs = text.split(",")
     name, star, count = head.partition("*")
-    if not name or (star and not (count.isdecimal() and int(count) > 0)):
-        raise InputError(f"--student: found {text!r}; must be NAME, NAME*K or NAME,key=value")
+    if not name or (star and not (count.isdecimal() and len(count) < 5 and 0 < int(count) <= MOST)):
+        raise InputError(f"--student: found {text!r}; must be NAME, NAME*K (K at most {MOST}) or NAME,key=value")
     arguments, optimizer = {}, {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -134,6 +151,16 @@ def literal(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except ValueError:
+        return shallow(json.loads(value))
+    except (ValueError, RecursionError):
         return value
+
+
+def shallow(value: T, levels: int = 5) -> T:
+    """The value, if it is not nested deeper. Raises: ValueError if it is."""
+    if isinstance(value, (dict, list)):
+        if levels == 0:
+            raise ValueError("lists and tables are nested too deeply")
+        for each in value.values() if isinstance(value, dict) else value:
+            shallow(each, levels - 1)
+    return value

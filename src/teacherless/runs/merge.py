@@ -35,7 +35,6 @@ def merge(
     if recipe:
         found = load(recipe)
         method = method or found.settings.get("method")
-        read(Run, {"method": method or "plain", **found.settings}, where=f"recipe {recipe.name}: ")
         settings = found.settings if method == found.settings.get("method", method) else {**found.settings, "set": {}}
         values |= settings  # its options are those of its own method
         _check_teacher(found, method, given)

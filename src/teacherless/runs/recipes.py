@@ -22,8 +22,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from teacherless import schemas
 from teacherless.errors import InputError, unknown
 from teacherless.runs.config import Run
+from teacherless.training.settings import read
 
 PUBLISHED = ("what", "value", "metric", "source", "open", "unchecked")
 UNCHECKED = "noted from memory of the paper, not checked against it"
@@ -95,19 +97,19 @@ def load(text: str | Path) -> Recipe:
     for key in settings:
         if key not in Run.model_fields:
             raise unknown(f"key in recipe {Path(text).name}:", key, [*Run.model_fields, *NO_SETTINGS])
-    published, ours = values.get("published", {}), values.get("ours", {})
-    if not isinstance(published, dict) or not isinstance(ours, dict):
-        raise InputError(f"recipe {Path(text).name}: published and ours must be tables")
-    return Recipe(name, settings, published, ours, values.get("teacher_recipe"))
+    read(Run, {"method": "plain", **settings}, where=f"recipe {Path(text).name}: ")
+    about = schemas.check(values, schemas.RECIPE, f"recipe {Path(text).name}")
+    published, ours = dict(about.get("published", {})), dict(about.get("ours", {}))
+    return Recipe(name, settings, published, ours, about.get("teacher_recipe"))
 
 
 def _read(path: Path) -> dict[str, Any]:
     """A recipe file of the user's own. Raises: InputError for one that is missing or not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--recipe: cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise InputError(f"--recipe: cannot read {str(path)!r}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--recipe: {str(path)!r} is not TOML: {error}") from None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from teacherless import schemas
 from teacherless.errors import InputError, unknown
@@ -22,8 +22,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
-    epochs: int = Field(30, ge=1, description="passes over the training data")
-    steps: int | None = Field(None, ge=1, description="batches to train for, instead of --epochs")
+    epochs: int = Field(30, ge=1, le=10**6, description="passes over the training data")
+    steps: int | None = Field(None, ge=1, le=10**9, description="batches to train for, instead of --epochs")
     lr: float = Field(0.1, gt=0, description="learning rate")
     opt: Literal["sgd", "adam", "adamw"] = Field("sgd", description="optimizer: sgd, adam or adamw")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
@@ -32,12 +32,12 @@ class Settings(BaseModel):
     weight_decay: float = Field(5e-4, ge=0, description="L2 penalty (adamw: decoupled)")
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm, per student")
     sched: Literal["cosine", "step", "constant"] = Field("cosine", description="rate: cosine, step or constant")
-    warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up")
+    warmup_epochs: int = Field(0, ge=0, le=10**6, description="epochs of linear warm-up")
     decay_epochs: int | None = Field(None, ge=1, description="sched step: decay every N epochs (default: a third)")
     decay_milestones: tuple[int, ...] = Field((), description="sched step: decay at these epochs")
     decay_rate: float = Field(0.1, gt=0, le=1, description="sched step: factor of each decay")
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing, inside any method")
-    seed: int = Field(0, ge=0, description="of weights, sample order, distortions")
+    seed: int = Field(0, ge=0, lt=2**62, description="of weights, sample order, distortions")
     select: Literal["last", "best"] = Field("last", description="ship the last epoch, or the best on validation")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights, evaluated and shipped instead; 0: none")
     device: str = Field("auto", description="auto, cpu, cuda, or what torch.device reads: cuda:1, mps, xpu")
@@ -50,6 +50,13 @@ class Settings(BaseModel):
     checkpoint_every: str = Field(
         "10m", pattern=r"^[1-9]\d*[mes]$", description="10m, 2e or 500s: minutes, epochs, steps"
     )
+
+    @field_validator("opt_betas")
+    @classmethod
+    def _are_decays(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError(f"--opt-betas: found {value}; must be two numbers from 0 to less than 1")
+        return value
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Settings:

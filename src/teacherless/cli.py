@@ -12,15 +12,16 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel
 
 import teacherless
 from teacherless import schemas
 from teacherless.errors import Diverged, InputError, Stopped, unknown
 from teacherless.runs.config import Run
+from teacherless.runs.flags import DataFlags, Flags
 from teacherless.study import show
 
 
@@ -47,55 +48,6 @@ lists = App(
 )
 app.command(lists)
 
-_SHORT = {"batch_size": ("--batch-size", "-b"), "workers": ("--workers", "-j")}
-_DATA = ("data_dir", "img_size", "fit", "val_fraction", "train_samples", "aug")
-
-
-def _flags(*names: str) -> Any:
-    """Fields of Run as optional flags. Text throughout: Run itself checks the types and words the errors."""
-    fields: dict[str, Any] = {}
-    for name in names:
-        field = Run.model_fields[name]
-        annotation: Any = field.annotation
-        kind: Any = str
-        if annotation is bool:
-            kind = bool
-        elif name == "opt_betas":
-            kind = tuple[str, str]
-        elif name == "set" or get_origin(annotation) is tuple:
-            kind = list[str]
-        note = Parameter(
-            name=_SHORT.get(name),
-            help=f"{field.description} {_default(field.default)}".strip(),
-            metavar="KEY=VALUE" if name == "set" else _metavar(annotation),
-            negative=None if kind is bool else (),
-            consume_multiple=name == "decay_milestones",
-        )
-        fields[name] = (Annotated[kind | None, note], None)
-    return create_model("Flags", **fields)
-
-
-def _metavar(annotation: Any) -> str | None:
-    """`INT`, `sgd|adam|adamw`; None for a switch."""
-    if annotation is bool:
-        return None
-    if get_origin(annotation) is Literal:
-        return "|".join(get_args(annotation))
-    inside = [kind for kind in get_args(annotation) if kind not in (type(None), ...)] or [annotation]
-    return " ".join({int: "INT", float: "FLOAT", Path: "PATH"}.get(kind, "TEXT") for kind in inside)
-
-
-def _default(value: Any) -> str:
-    shown = (value is not False and isinstance(value, (int, float, str))) or (isinstance(value, tuple) and value)
-    return f"[{' '.join(map(str, value)) if isinstance(value, tuple) else value}]" if shown else ""
-
-
-if TYPE_CHECKING:
-    Flags = BaseModel
-    DataFlags = BaseModel
-else:
-    Flags = _flags(*(name for name in Run.model_fields if name != "method"))
-    DataFlags = _flags(*_DATA)
 AllFlags = Annotated[Flags, Parameter(name="*")]
 SomeFlags = Annotated[DataFlags, Parameter(name="*")]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="print JSON instead of a table")]
@@ -353,7 +305,9 @@ def predict(
 
 
 @app.command(help_epilogue=_examples("analyse runs/compare-photos", "analyse runs/first runs/second --out analysis"))
-def analyse(paths: list[Path], /, *, out: Path | None = None, trust_imports: Switch = False) -> None:
+def analyse(
+    paths: list[Path], /, *, out: Path | None = None, trust_imports: Switch = False, json: Json = False
+) -> None:
     """Why does it help? Entropy, agreement, flat minima, calibration, ... of finished runs: tables and pictures.
 
     Parameters
@@ -367,8 +321,12 @@ def analyse(paths: list[Path], /, *, out: Path | None = None, trust_imports: Swi
     """
     from teacherless.study.read_runs import analyse as run_analysis
 
-    files = run_analysis(paths, out, trust_imports=trust_imports)
-    print("open", files[0])
+    said: dict[str, str] = {}
+    files = run_analysis(paths, out, trust_imports=trust_imports, say=said.__setitem__ if json else show.finding)
+    if json:
+        show.as_json({"findings": said, "files": files})
+    else:
+        print("open", files[0])
 
 
 @lists.command(name="methods", help_epilogue=_examples("list methods dml", "list methods dml --student resnet8"))

@@ -69,7 +69,7 @@ def tables(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     """What all runs together give, by name."""
     before = {f: f.read_bytes() for f in runs.rglob("*") if f.is_file()}
     out = tmp_path_factory.mktemp("analysis")
-    files = analyse([runs, runs / "three"], out, quiet=True)
+    files = analyse([runs, runs / "three"], out)
     assert {f: f.read_bytes() for f in runs.rglob("*") if f.is_file()} == before, "a run was changed"
     assert sorted(files) == sorted(out.iterdir())
     assert all(f.with_suffix(end) in files for f in files[1:] for end in (".json", ".png", ".svg"))
@@ -149,6 +149,10 @@ def test_one_run_alone(
     assert last == f"open {folder / 'analysis' / 'index.html'}"
     assert {line.partition(":")[0] for line in lines} == ALWAYS
     assert all(len(line) < 200 for line in lines)
+    assert main(["analyse", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [f"{name}: {says}" for name, says in found["findings"].items()] == lines
+    assert found["files"][0] == str(folder / "analysis" / "index.html")
 
 
 def test_look_reads_networks_with_and_without_named_insides() -> None:

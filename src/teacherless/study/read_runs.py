@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -45,7 +45,11 @@ SAMPLES = 2000  # training images, and test images for features; drawn by hash, 
 
 
 def analyse(
-    paths: Sequence[Path], out: Path | None = None, *, trust_imports: bool = False, quiet: bool = False
+    paths: Sequence[Path],
+    out: Path | None = None,
+    *,
+    trust_imports: bool = False,
+    say: Callable[[str, str], object] = lambda name, says: None,
 ) -> list[Path]:
     """Compute every analysis that applies to some runs, all on the same data.
 
@@ -53,7 +57,7 @@ def analyse(
         paths: run folders, or folders of a comparison (their finished cells are read).
         out: where tables and figures go; `<first path>/analysis` by default.
         trust_imports: import the code that a student's config.json names (`package.module:function`).
-        quiet: do not print the lines.
+        say: is told the name of each analysis and what it shows.
 
     Returns: the files written, index.html first.
     Raises: InputError for folders that hold no finished run, and for runs on different data.
@@ -68,8 +72,7 @@ def analyse(
             shown.append(found)
             disk.write_json(out / f"{found.name}.json", found.table)
             files += [out / f"{found.name}.json", *found.draw(out / found.name)]
-            if not quiet:
-                print(f"{found.name}: {found.says}", flush=True)
+            say(found.name, found.says)
     disk.write(files[0], _index(source, shown))
     return files
 

@@ -296,6 +296,11 @@ def explanation(found: Explanation, json: bool = False) -> None:
         print(f"warning: {warning}")
 
 
+def finding(name: str, says: str) -> None:
+    """What an analysis shows, as soon as it is there."""
+    print(f"{name}: {says}", flush=True)
+
+
 def recipes(found: Iterable[Recipe]) -> None:
     """The recipes, each with its published number."""
     from teacherless.runs.recipes import UNCHECKED, shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, get_type_hints
 
 import torch
@@ -17,8 +18,9 @@ from teacherless.data.splits import balanced
 from teacherless.errors import InputError, short, unknown
 from teacherless.method import Method
 from teacherless.methods import METHODS
+from teacherless.models.foreign import by_name
 from teacherless.runs import shrink
-from teacherless.runs.config import Run, literal, specs
+from teacherless.runs.config import Run, literal, parse_student, specs
 from teacherless.runs.stored import shipped
 
 
@@ -27,22 +29,60 @@ def load_source(run: Run, *, quiet: bool = False) -> Source:
 
     Raises: InputError, with `--bad-images stop` also for a file that cannot be read.
     """
+    reads = _reads(run)
+    fixed = run.data in data.SOURCES or run.data.startswith("npz:")  # images that come in one size
     source = data.load(
         run.data,
         data_dir=run.data_dir,
-        img_size=run.img_size,
+        img_size=run.img_size if fixed else run.img_size or reads.get("size"),
         val_fraction=run.val_fraction,
         train_samples=run.train_samples,
         aug=run.aug,
         limit=shrink.SAMPLES if run.small else None,
-        fit=run.fit,
+        gray=reads.get("gray"),
+        fit=run.fit or reads.get("fit"),
         quiet=quiet,
         synthetic=run.small and run.data_dir is None,
     )
+    if reads:
+        mean, std = (reads[key] if len(reads[key]) == source.channels else (sum(reads[key]) / len(reads[key]),)
+                     for key in ("mean", "std"))  # fmt: skip
+        source = replace(source, mean=tuple(mean), std=tuple(std))
     if source.unreadable and run.bad_images == "stop":
         more = f" and {len(source.unreadable) - 1} more" if len(source.unreadable) > 1 else ""
         raise InputError(f"{run.data}: cannot read {source.unreadable[0]}{more}; --bad-images skip goes on without")
     return source
+
+
+def _reads(run: Run) -> dict[str, Any]:
+    """How the weights that students start from want their images: size, fit, mean and std; nothing where they start
+    afresh. What a user says of the size beats it."""
+    if run.init is not None:
+        config = shipped(run.init, trust_imports=run.trust_imports).config
+        return {"size": config["input_size"][0], "fit": config.get("fit"), "mean": config["mean"],
+                "std": config["std"], "gray": True if config["channels"] == 1 else None}  # fmt: skip
+    return by_name.reads(parse_student(run.student[0]).name) if run.pretrained else {}
+
+
+def _start_from(net: nn.Module, run: Run, source: Source) -> None:
+    """Take the weights of `--init`; those of the head only where the classes are the same.
+
+    Raises: InputError for a network of another architecture.
+    """
+    assert run.init is not None
+    found, config = shipped(run.init, trust_imports=run.trust_imports)
+    own, given = net.state_dict(), found.state_dict()
+    head = {name for name, layer in net.named_modules() if isinstance(layer, nn.Linear)}
+    last = [name for name, layer in net.named_modules() if name in head][-1:]
+    for key in own.keys() | given.keys():
+        fresh = any(key.startswith(f"{name}.") for name in last) and config["classes"] != source.classes
+        if key not in own or key not in given or (own[key].shape != given[key].shape and not fresh):
+            raise InputError(
+                f"--init: {run.init} holds another architecture than {run.student[0]}: {key!r} does not fit"
+            )
+        if not fresh:
+            own[key].copy_(given[key])
+    net.pretrained = True  # type: ignore[assignment]
 
 
 def build_method(run: Run, source: Source) -> tuple[Method, dict[str, dict[str, float]]]:
@@ -68,6 +108,8 @@ def build_method(run: Run, source: Source) -> tuple[Method, dict[str, dict[str, 
             raise InputError(f"--student: found {taken[0]}= for {spec.name}; the run sets it")
         net = models.create(spec.name, **known, **spec.arguments)
         models.check_input(net, source.size, source.channels)
+        if run.init is not None:
+            _start_from(net, run, source)
         nets.append(net)
     numbers = {"num_classes": len(source.classes), "num_samples": len(source.train.labels)}
     options |= {name: numbers[name] for name in kind.needs}

@@ -36,6 +36,9 @@ class Run(Settings):
         None, ge=1, le=MOST, description="copies of the one --student that train together (dml: 2)"
     )
     pretrained: bool = Field(False, description="start from the weights of timm or torchvision")
+    init: Path | None = Field(
+        None, description="a run or student folder: start from its weights, read images as it does"
+    )
     teacher: Path | None = Field(None, description="a run or student folder, for methods that read a teacher")
     trust_imports: bool = Field(
         False,

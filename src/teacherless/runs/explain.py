@@ -19,7 +19,7 @@ from teacherless.method import Batch, Method, Progress
 from teacherless.runs.build import build_method, load_source
 from teacherless.runs.config import Run
 from teacherless.runs.execute import loaders
-from teacherless.training.step import make_optimizer, train_step
+from teacherless.training.step import body, make_optimizer, train_step
 
 FAR = 100  # a term this many times larger or smaller than cross-entropy is worth a warning
 STEPS = 20  # of training before anything is measured: at first all networks say nearly the same
@@ -64,7 +64,7 @@ def explain(run: Run) -> Explanation:
     terms: list[Term] = []
     for phase in method.phases:
         method.train().begin(phase)
-        optimizer = make_optimizer(method.param_groups(), run, per_student)
+        optimizer = make_optimizer(method.param_groups(), run, per_student, body(method))
         for batch in batches[:-1]:
             train_step(method, optimizer, batch, Progress(epochs=torch.tensor(epochs)), run.clip_grad)
         found = measure(method, batches[-1], epochs)

@@ -19,7 +19,7 @@ from teacherless.method import Batch, Progress
 from teacherless.runs.build import build_method, load_source
 from teacherless.runs.config import Run
 from teacherless.runs.execute import loaders
-from teacherless.training.step import Engine, make_optimizer, pick_device
+from teacherless.training.step import Engine, body, make_optimizer, pick_device
 
 TIMED = 5  # steps, after one that is not counted
 SLOW = 2.0  # seconds: a first step that takes longer is the only one
@@ -91,7 +91,7 @@ class _Steps:
         found = []
         for phase in self.method.phases:
             self.method.train().begin(phase)
-            optimizer = make_optimizer(self.method.param_groups(), self.run, self.per_student)
+            optimizer = make_optimizer(self.method.param_groups(), self.run, self.per_student, body(self.method))
             batches = cycle(self.data.epoch(0))
             with self.engine:
                 step = partial(self.engine.step, optimizer, progress=Progress())

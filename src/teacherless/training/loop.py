@@ -28,7 +28,7 @@ from teacherless.training.ema import Average
 from teacherless.training.precision import NO_BF16
 from teacherless.training.record import Line, Recorder
 from teacherless.training.settings import Settings
-from teacherless.training.step import Engine, make_optimizer, pick_device, rate, set_rates
+from teacherless.training.step import Engine, body, make_optimizer, pick_device, rate, set_rates
 from teacherless.training.stop import Interrupted, Signals
 
 
@@ -80,7 +80,7 @@ class Training:
     def _start_phase(self) -> None:
         """A phase is a training of its own: a new optimizer, rates and epochs from 0."""
         self.method.begin(self.method.phases[self.phase])
-        self.optimizer = make_optimizer(self.method.param_groups(), self.settings, self.per_student)
+        self.optimizer = make_optimizer(self.method.param_groups(), self.settings, self.per_student, body(self.method))
         count = torch.zeros((), dtype=torch.long, device=self.device)
         self.progress = Progress(step=count, epoch=count.clone(), epochs=count + self.epochs)
         self.step = self.epoch = 0

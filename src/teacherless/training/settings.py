@@ -26,6 +26,9 @@ class Settings(BaseModel):
     steps: int | None = Field(None, ge=1, le=10**9, description="batches to train for, instead of --epochs")
     lr: float = Field(0.1, gt=0, description="learning rate")
     opt: Literal["sgd", "adam", "adamw"] = Field("sgd", description="optimizer: sgd, adam or adamw")
+    body_lr: float = Field(
+        1.0, ge=0, description="factor on the rate of all of a student but its head (fine-tuning: 0.1)"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     nesterov: bool = Field(True, description="Nesterov momentum, for sgd")
     opt_betas: tuple[float, float] = Field((0.9, 0.999), description="of adam and adamw")
@@ -72,6 +75,7 @@ class SettingsDict(TypedDict, total=False):
     steps: int | None
     lr: float
     opt: Literal["sgd", "adam", "adamw"]
+    body_lr: float
     momentum: float
     nesterov: bool
     opt_betas: tuple[float, float]

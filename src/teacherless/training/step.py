@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -42,8 +42,11 @@ def train_step(
             out = method(batch, progress._replace(turn=turn))
         out.loss.backward()  # type: ignore[no-untyped-call]
         if clip is not None:
-            for group in optimizer.param_groups:  # per group: a peer's clipping must not depend on its peers
-                torch.nn.utils.clip_grad_norm_(group["params"], clip)
+            together: dict[Any, list[Tensor]] = {}  # per student: a peer's clipping must not depend on its peers
+            for number, group in enumerate(optimizer.param_groups):
+                together.setdefault(group.get("name", number), []).extend(group["params"])
+            for params in together.values():
+                torch.nn.utils.clip_grad_norm_(params, clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)  # None, not zero: momentum must not move who did not learn
         outputs.append(out)
@@ -52,9 +55,13 @@ def train_step(
 
 
 def make_optimizer(
-    groups: list[dict[str, Any]], settings: Settings, per_student: dict[str, dict[str, float]]
+    groups: list[dict[str, Any]],
+    settings: Settings,
+    per_student: dict[str, dict[str, float]],
+    body: Container[int] = frozenset(),
 ) -> torch.optim.Optimizer:
-    """One optimizer over every group; a student's own lr, weight_decay and momentum beat the run's.
+    """One optimizer over every group; a student's own lr, weight_decay and momentum beat the run's. Parameters whose
+    `id` is in `body` are in groups of the same names after these, with `settings.body_lr` of the rate.
 
     Raises: InputError for a name that is no group, an unknown setting, and for momentum where the optimizer has none.
     """
@@ -68,6 +75,10 @@ def make_optimizer(
         if "momentum" in own and settings.opt != "sgd":
             raise InputError(f"--student: momentum is of sgd; the optimizer is {settings.opt}")
     groups = [{**group, **per_student.get(group["name"], {})} for group in groups]
+    if settings.body_lr != 1:
+        slow = [{**group, "params": [p for p in group["params"] if id(p) in body],
+                 "lr": settings.body_lr * group.get("lr", settings.lr)} for group in groups]  # fmt: skip
+        groups = [{**group, "params": [p for p in group["params"] if id(p) not in body]} for group in groups] + slow
     params = [p for group in groups for p in group["params"]]
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)  # one kernel, not hundreds
     optimizer: torch.optim.Optimizer
@@ -82,6 +93,15 @@ def make_optimizer(
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def body(method: Method) -> set[int]:
+    """The `id` of every parameter of a student that is not of its head, the last linear layer."""
+    found: set[int] = set()
+    for net in method.students().values():
+        heads = [layer for layer in net.modules() if isinstance(layer, nn.Linear)][-1:]
+        found |= {id(p) for p in net.parameters()} - {id(p) for head in heads for p in head.parameters()}
+    return found
 
 
 def rate(settings: Settings, step: int, per_epoch: int, total: int) -> float:

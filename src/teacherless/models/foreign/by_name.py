@@ -114,6 +114,23 @@ def _torchvision(name: str, classes: int, channels: int, pretrained: bool, **kwa
     return net
 
 
+def reads(architecture: str) -> dict[str, Any]:
+    """How the pretrained weights of `timm/NAME` and `torchvision/NAME` want their images: size, fit, mean and std."""
+    prefix, _, name = architecture.partition("/")
+    if prefix == "timm":
+        cfg = extra("timm", architecture).get_pretrained_cfg(name)
+        found = (cfg.input_size[-1], cfg.mean, cfg.std) if cfg else None
+    elif prefix == "torchvision":
+        try:
+            seen = extra("torchvision", architecture).models.get_model_weights(name).DEFAULT.transforms()
+        except ValueError:
+            return {}
+        found = seen.crop_size[0], seen.mean, seen.std
+    else:
+        found = None
+    return dict(zip(("size", "mean", "std"), found, strict=True)) | {"fit": "crop"} if found else {}
+
+
 def _imported(path: str, classes: int, channels: int, pretrained: bool, **kwargs: Any) -> nn.Module:
     """`package.module:function`, called with what it takes of num_classes, in_channels and pretrained."""
     module, _, name = path.partition(":")

@@ -149,5 +149,6 @@ def deal(costs: Sequence[int], workers: int) -> list[list[int]]:
 def share(optimizer: torch.optim.Optimizer, students: Sequence[int]) -> torch.optim.Optimizer:
     """The same optimizer, its state and groups shared, for some students' groups: what one thread steps."""
     part = copy.copy(optimizer)
-    part.param_groups = [optimizer.param_groups[i] for i in students]
+    names = {optimizer.param_groups[i]["name"] for i in students}
+    part.param_groups = [group for group in optimizer.param_groups if group["name"] in names]  # head and body
     return part

@@ -91,6 +91,7 @@ def test_what_a_broken_cell_leaves(
     argv = ["compare", *SMALL, "--methods", "plain", "--seeds", "2", "--jobs", "1", "--out", str(out)]
     for file, content, words in (
         ("summary.json", "[]", "summary.json: found []"),
+        ("summary.json", '{"students": {"\\u001b[2J": {}}}', "summary.json: "),
         ("metrics.jsonl", '{"epoch": 0}\n', "metrics.jsonl, line 1: seconds: is required"),
         ("run.json", '{"settings": 3}', "run.json: settings: found 3"),
         ("students/student/config.json", "{}", "config.json"),
@@ -100,7 +101,9 @@ def test_what_a_broken_cell_leaves(
         capsys.readouterr()
         assert main(argv) == 4
         shown = capsys.readouterr().out
-        assert f"plain, seed 1 failed: {broken}" in " ".join(shown.split()) and words in shown, shown
+        assert (
+            "\x1b" not in shown and f"plain, seed 1 failed: {broken}" in " ".join(shown.split()) and words in shown
+        ), shown
         assert json.loads((out / "compare.json").read_text())["methods"]["plain"]["per_seed"].keys() == {"0"}
         caplog.clear()
         groups, _ = read([out])  # as analyse reads them

@@ -226,7 +226,7 @@ def comparison(found: Mapping[str, Any], *, smoke: bool = False) -> None:
         if row["verdict"]:
             print(row["verdict"])
         for seed, why in row["failed"].items():
-            print(f"{name}, seed {seed} failed: {why}")
+            print(printable(f"{name}, seed {seed} failed: {why}"))
     if found["sweep"]:
         sweep(found["sweep"], plain.get("train_seconds"))
     print(f"mean ± std over seeds; {found['caveat']}.")

@@ -13,7 +13,6 @@ from teacherless.errors import InputError
 from teacherless.study.statistics import (
     ALPHA,
     Difference,
-    bootstrap_interval,
     compare,
     holm,
     seeds_needed,
@@ -53,18 +52,6 @@ def test_paired_test_against_scipy() -> None:
     assert found["interval"] == pytest.approx(tuple(reference.confidence_interval())) == found["corrected"]
     assert found["mean"] == pytest.approx(method.mean() - plain.mean())
     assert found["std"] == pytest.approx((method - plain).std(ddof=1))
-
-
-def test_bootstrap_against_scipy() -> None:
-    values = np.random.default_rng(1).exponential(1.0, 15)
-    reference = stats.bootstrap((values,), np.mean, n_resamples=100_000, method="BCa", rng=np.random.default_rng(0))
-    found = bootstrap_interval(values, resamples=100_000)
-    assert found == pytest.approx(tuple(reference.confidence_interval), abs=0.01)
-    assert found != pytest.approx(t_interval(values), abs=0.05)  # skewed: it is not symmetric
-    assert bootstrap_interval(values) == bootstrap_interval(values)
-    assert bootstrap_interval([0.5] * 10) == (0.5, 0.5)
-    with pytest.raises(InputError, match="found 9 seeds; needs at least 10"):
-        bootstrap_interval(values[:9])
 
 
 @pytest.mark.parametrize("p", [[0.01, 0.04, 0.03, 0.005], [0.5], [0.02, 0.02, 0.02], [0.001, 0.9, 0.02], [1, 1]])
@@ -207,7 +194,6 @@ def test_cells_that_are_missing() -> None:
 def test_tables_are_json() -> None:
     found = gains(*np.random.default_rng(0).normal(0, 1, (2, 12)))
     assert json.loads(json.dumps(found)).keys() == {"m0", "m1"}
-    assert found["m0"]["bootstrap"] is not None
 
 
 def test_verdicts() -> None:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -187,14 +188,15 @@ class Picture(TypedDict):
 
 
 def pca(features: Tensor, labels: Tensor) -> Picture:
-    """The two principal components of `[N, D]`; signs are such that each axis' largest weight is positive."""
+    """The two principal components of `[N, D]`; of one feature the second is 0."""
+    from sklearn.decomposition import PCA
+
     x = features.double().flatten(1)
-    _, scale, axes = torch.linalg.svd(x - x.mean(0), full_matrices=False)  # [min(N, D)], [min(N, D), D]
-    axes = axes[:2] * axes[:2].gather(1, axes[:2].abs().argmax(1, keepdim=True)).sign()
-    points = nn.functional.pad((x - x.mean(0)) @ axes.T, (0, 2 - len(axes)))
-    share = scale.square() / scale.square().sum().clamp_min(torch.finfo(torch.float64).tiny)
-    explained = [*share[:2].tolist(), 0.0][:2]
-    return {"kind": "PCA", "points": points.tolist(), "labels": labels.tolist(), "explained": explained}
+    columns = nn.functional.pad(x, (0, max(0, 2 - x.shape[1]))).cpu().numpy()
+    found = PCA(2, svd_solver="full")
+    points = found.fit_transform(columns)
+    explained = np.nan_to_num(found.explained_variance_ratio_)
+    return {"kind": "PCA", "points": points.tolist(), "labels": labels.tolist(), "explained": explained.tolist()}
 
 
 def tsne(features: Tensor, labels: Tensor, *, seed: int = 0) -> Picture:

@@ -123,3 +123,10 @@ def test_bad_input(argv: list[str], words: str, capsys: pytest.CaptureFixture[st
     assert main(["list", *argv]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and words in error
+
+
+@pytest.mark.parametrize("ratio", [0.0, 5e-324, 1e-7, 1e300])
+def test_a_warning_is_a_line_whatever_the_ratio(ratio: float) -> None:
+    """1e99 was once written out."""
+    fields = dict.fromkeys(Term._fields, ratio) | {"phase": "", "name": "kd"}
+    assert len(Term(**fields).warning) < 60

@@ -380,7 +380,7 @@ def list_data(
     name
         one of them, or a folder of images.
     show
-        write a picture of training images, two views of each side by side.
+        write a picture of training images: each as it is, two views, its class.
     """
     from teacherless import data
     from teacherless.runs.build import load_source

@@ -242,6 +242,14 @@ def test_a_contact_sheet(aug: str, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["list", "data", "digits", "--aug", aug, "--show", str(sheet)]) == 0
     with Image.open(sheet) as image:
         assert image.width > 600 and len(image.convert("L").getcolors()) > 5
+        gray = torch.from_numpy(np.array(image.convert("L")))
+    original, view, names = gray[:72, :72], gray[:72, 73:145], gray[72:88, :60]
+    source = load("digits", aug=aug)
+    small = original[4::9, 4::9]  # digits are shown at nine times their size
+    assert bool((source.train.images[..., 0].int() - small.int()).abs().amax((1, 2)).le(1).any()), "untouched"
+    if aug in ("none", "pad2-reflect-flip"):  # erase, say, comes to every second image
+        assert torch.equal(original, view) == (aug == "none")
+    assert names.min() < 128, "the class is written under it"
 
 
 def test_a_contact_sheet_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

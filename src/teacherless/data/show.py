@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from teacherless import disk
+from teacherless.data.augment.distort import Augment
 from teacherless.data.loader import Loader
 from teacherless.data.sources import Source
 from teacherless.errors import InputError
 from teacherless.method import Wants
 
-ROWS, COLUMNS = 6, 6  # pairs of views
+ROWS, COLUMNS = 8, 4  # of images, each with two views
 SIDE = 72  # pixels that an image is shown at, at least
-GAP = 6
+GAP, LINE = 8, 14  # pixels between images, and of the class's name under them
 
 
 def contact_sheet(source: Source, path: Path, *, seed: int = 0) -> None:
-    """Write a picture of the first training batch, two views of each image side by side.
+    """Write a picture of the first training batch, each image as it is, two views of it, its class under them.
 
     Args:
         source: its `augment` is what is shown.
@@ -29,20 +31,23 @@ def contact_sheet(source: Source, path: Path, *, seed: int = 0) -> None:
     Raises: InputError for a picture that cannot be written.
     """
     count = min(ROWS * COLUMNS, len(source.train))
-    loader = Loader(source.train, batch_size=count, mean=source.mean, std=source.std, seed=seed, wants=Wants(views=2),
-                    augment=source.augment, classes=len(source.classes))  # fmt: skip
-    views = torch.stack(next(iter(loader)).inputs, 1)  # [N, 2, C, H, W]
+    make: dict[str, Any] = {"batch_size": count, "mean": source.mean, "std": source.std, "seed": seed}
+    plain = next(Loader(source.train, augment=Augment(), **make).epoch(0))  # the same order, undistorted
+    loader = Loader(source.train, augment=source.augment, classes=len(source.classes), wants=Wants(views=2), **make)
+    views = torch.stack([*plain.inputs, *next(loader.epoch(0)).inputs], 1)  # [N, 3, C, H, W]
     mean, std = (torch.tensor(value)[:, None, None] for value in (source.mean, source.std))
     pixels = ((views * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 1, 3, 4, 2)
     scale = -(-SIDE // source.size[0])
     height, width = (side * scale for side in source.size)
-    rows = -(-count // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * (2 * width + 2 * GAP), rows * (height + GAP)), "white")
-    for i, pair in enumerate(pixels):
-        row, column = divmod(i, COLUMNS)
-        for view, image in enumerate(pair):
+    wide, high = 3 * (width + 1) + GAP, height + LINE + GAP  # of an image with its views
+    sheet = Image.new("RGB", (COLUMNS * wide, -(-count // COLUMNS) * high), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (each, label) in enumerate(zip(pixels, plain.labels.tolist(), strict=True)):
+        x, y = i % COLUMNS * wide, i // COLUMNS * high
+        for view, image in enumerate(each):
             shown = Image.fromarray(image.squeeze(-1).numpy()).resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(shown, (column * (2 * width + 2 * GAP) + view * (width + 1), row * (height + GAP)))
+            sheet.paste(shown, (x + view * (width + 1), y))
+        pen.text((x, y + height + 1), source.classes[label][: wide // 7], fill="black")
     part = path.with_name(disk.PART + path.name)
     try:
         sheet.save(part)

@@ -14,6 +14,7 @@ import torch
 from conftest import CLASSES, batch, tiny
 from test_all_methods import build, data, each_phase, every_method, trainable
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import teacherless as tl
 from teacherless.batch import as_batch
@@ -62,6 +63,23 @@ def test_the_guard_is_before_forward_and_leaves_no_trace(name: str) -> None:
         with pytest.raises(tl.InputError):
             method(bad, tl.Progress(turn=0))
         torch.testing.assert_close(method.state_dict(), before, rtol=0, atol=0)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what waits for the device: reading a number out of a tensor, counting what is not zero."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        return func(*args, **(kwargs or {}))
+
+
+@every_method
+def test_after_the_first_batch_nothing_waits_for_the_device(name: str) -> None:
+    for method in each_phase(name):
+        x, now = data(method), tl.Progress(turn=0)
+        method(x, now)
+        with NoWaiting():
+            method(x, now).loss.backward()
 
 
 @pytest.mark.parametrize(("name", "options"), [

@@ -704,6 +704,7 @@ def test_stages_that_timm_names(zoo: None) -> None:
     assert vgg.anatomy.stages == ["features.13", "features.20", "features.27", "features.28"]
     xcit = models.create("timm/xcit_nano_12_p16_224", num_classes=CLASSES)
     assert xcit.anatomy.stages == ["blocks.2", "blocks.5", "blocks.8", "blocks.11"]
+    assert xcit.maps  # its class token, which it counts among the tokens, joins after these
 
 
 def test_an_attribute_error_inside_says_what_it_is() -> None:

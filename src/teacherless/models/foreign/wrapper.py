@@ -189,7 +189,7 @@ class Foreign(Insides):
         if not self.anatomy.image:
             return 0, tokens, 1
         known = getattr(self.net, "num_prefix_tokens", None)
-        for before in range(6) if known is None else [known]:
+        for before in range(6) if known is None else (known, *range(6)):  # at some stages before they join
             side = math.isqrt(max(0, tokens - before))
             if side and side**2 == tokens - before:
                 return before, side, side

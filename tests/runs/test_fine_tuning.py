@@ -43,6 +43,8 @@ def test_fine_tuning_starts_from_a_student_and_reads_images_as_it_did(tmp_path: 
     other = ["--student", "small-cnn,width=8", "--steps", "1", "--out", str(tmp_path / "other")]
     assert main([*second, *other]) == 2
     assert "holds another architecture than small-cnn,width=8" in capsys.readouterr().err
+    (tmp_path / "first").rename(tmp_path / "elsewhere")
+    assert main(["evaluate", str(tmp_path / "second")]) == 0, "where it began is not needed any more"
 
 
 def test_init_with_the_same_classes_takes_the_head_too(tmp_path: Path) -> None:

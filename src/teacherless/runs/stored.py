@@ -44,7 +44,10 @@ def read_run(path: Path, *, trust_imports: bool = False) -> StoredRun:
     if summary and whole == folder and summary["students"].keys() != students.keys():
         raise InputError(f"{path}: summary.json is of {', '.join(summary['students'])}; students/ holds "
                          f"{', '.join(students)}")  # fmt: skip
-    return StoredRun(_settings(folder, trust_imports) if folder else None, students, chosen)
+    run = _settings(folder, trust_imports) if folder else None
+    if run and run.init is not None:  # its students remember how images are read; where they began may be gone
+        run = run.model_copy(update={"init": folders[0]})
+    return StoredRun(run, students, chosen)
 
 
 def shipped(path: Path, *, trust_imports: bool = False) -> Student:

@@ -130,5 +130,5 @@ def twice(method: tl.Method) -> None:
 
 def test_memory_is_not_averaged() -> None:
     method = build("ps-kd")
-    memory = {name for name, buffer in method.named_buffers() if buffer.shape[:1] == (64,)}
+    memory = {name for name, value in method.state_dict().items() if value.shape[:1] == (64,)}
     assert memory and not memory & Average(method, DECAY).values.keys()

@@ -139,6 +139,10 @@ def all_figures() -> dict[str, Callable[[Path], list[Path]]]:
         "consistency": lambda p: plots.consistency(views, p),
         "dml_targets": lambda p: plots.dml_targets(analysis.dml_targets(torch.stack(list(z.values())), y), p),
         "cost": lambda p: plots.cost(summaries, costs, p),
+        "confusion": lambda p: plots.confusion([[9, 1, 0], [0, 7, 3], [0, 0, 0]], DIGITS[:3], "dml", p),
+        "sheet": lambda p: plots.sheet(
+            (32 * torch.arange(8)).byte().expand(2, 8, 8)[..., None], ["4, not 9", "7, not 1"], "mistakes", p
+        ),
     }
 
 

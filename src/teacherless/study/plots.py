@@ -165,7 +165,7 @@ def cohort_size(rows: Sequence[CohortRow], path: Path, *, metric: str = "top-1")
         for key, split, style in (("entropy", "test", "-"), ("train_entropy", "training", ":")):
             known = [row for row in mine if row[key] is not None]  # type: ignore[literal-required]
             right.plot([row["size"] for row in known], [row[key] for row in known], style,  # type: ignore[literal-required]
-                       color=colour, marker=marker, label=f"{kind}: {split}")  # fmt: skip
+                       color=colour, marker=marker, label=f"{kind}: {split}" if known else None)  # fmt: skip
     left.set(title="accuracy", xlabel="networks K", ylabel=f"test {metric}, %", ylim=_possible(left.get_ylim()))
     right.set(title="how sure one network is", xlabel="networks K", ylabel="mean posterior entropy, nats")
     right.margins(y=0.1)

@@ -183,6 +183,42 @@ def _has_numbers(line: Line) -> Line:
     return line
 
 
+Steps = Annotated[int, Field(ge=0, lt=2**62)]
+STRICT = ConfigDict(extra="allow", strict=True)  # what is not changed by being read
+
+
+@with_config(STRICT)
+class Loop(TypedDict):
+    """Where a checkpoint's training stands."""
+
+    step: Steps
+    epoch: Steps
+    batch: Steps
+    phase: Steps
+    sound: int
+    best: Number | None
+
+
+@with_config(STRICT)
+class Recorded(TypedDict):
+    """What a checkpoint has of the metrics."""
+
+    count: Steps
+    images: Steps
+    spent: Number
+    seconds: Number
+    history: list[Annotated[Line, AfterValidator(_has_numbers)]]
+    terms: list[str]
+
+
+@with_config(STRICT)
+class State(TypedDict):
+    """state.json of a checkpoint: what is not checked by being put in its place."""
+
+    loop: Loop
+    recorder: Recorded
+
+
 class Failed(TypedDict):
     """failed.json of a comparison's cell."""
 
@@ -192,6 +228,7 @@ class Failed(TypedDict):
 STORED = TypeAdapter(Stored)
 SUMMARY = TypeAdapter(Annotated[Summary, AfterValidator(_is_measured)])
 LINE = TypeAdapter(Annotated[Line, AfterValidator(_has_numbers)])
+STATE = TypeAdapter(State)
 FAILED = TypeAdapter(Failed)
 COSTS = TypeAdapter(dict[str, Annotated[Number, Field(gt=0, le=1000)]])
 

@@ -125,7 +125,14 @@ def test_a_students_config(canary: Canary, trained: Path, capsys: pytest.Capture
     student = Path("run/students/student")
     change(student / "config.json", architecture=canary.name, trust_imports=True)
     change(Path("run/run.json"), settings__trust_imports=True)
-    for command in (["evaluate", "run"], ["evaluate", student], ["analyse", "run"], ["predict", student, trained]):
+    init = ["train", "plain", *SMALL, "--init", student]
+    for command in (
+        ["evaluate", "run"],
+        ["evaluate", student],
+        ["analyse", "run"],
+        ["predict", student, trained],
+        init,
+    ):
         refused(canary, capsys, *command)
     refused(canary, capsys, "train", "kd", *SMALL, "--teacher", student)
 

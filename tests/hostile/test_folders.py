@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import random
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mutation import damaged_copy
+from mutation import damage, damaged_copy
 from PIL import Image
 
 from teacherless import schemas
@@ -61,6 +62,24 @@ def test_damaged_run_folders(count: int, whole: Path, tmp_path: Path, capsys: py
         if i % 5 == 1:
             with contextlib.suppress(InputError):
                 read([out])  # as analyse reads them
+        shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_forged_checkpoints(count: int, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What they hold is not a run's, and their checksums are right."""
+    rng = random.Random(count)
+    for i in range(count):
+        out = tmp_path / str(i)
+        shutil.copytree(whole / "run", out)
+        (out / "summary.json").unlink()
+        for folder in (out / "checkpoints").iterdir():
+            state = folder / "state.json"
+            state.write_text(json.dumps(damage(json.loads(state.read_text()), rng)))
+            files = [state, folder / "tensors.safetensors"]
+            sums = (f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
+            (folder / "SHA256SUMS").write_text("".join(sums))
+        said(capsys, "train", "--resume", "--out", out)
         shutil.rmtree(out)
 
 

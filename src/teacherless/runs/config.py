@@ -66,7 +66,7 @@ class Run(Settings):
     )
     balanced_sampler: bool = Field(False, description="an epoch has as many images of each class as of any other")
 
-    @field_validator("data", "data_dir", "teacher")
+    @field_validator("data", "data_dir", "teacher", "init")
     @classmethod
     def _is_a_path(cls, value: str | Path | None) -> str | Path | None:
         if "\0" in str(value):

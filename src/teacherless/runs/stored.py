@@ -20,13 +20,18 @@ class StoredRun(NamedTuple):
     chosen: str  # the student to ship
 
 
+def run_folder(path: Path) -> Path | None:
+    """The run folder that `path` is, or, as a student's folder, is in: whole, however it was named. None if neither."""
+    whole = path.resolve()
+    return next((f for f in (whole, whole.parent.parent) if (f / "run.json").is_file()), None)
+
+
 def read_run(path: Path, *, trust_imports: bool = False) -> StoredRun:
     """The run a folder belongs to and its students: a run folder's all, or the one.
 
     Raises: InputError if it is neither, holds no student, is damaged, or names code that is not trusted.
     """
-    whole = path.resolve()  # so that a student's folder has its run above it, however it was named
-    folder = next((f for f in (whole, whole.parent.parent) if (f / "run.json").is_file()), None)
+    whole, folder = path.resolve(), run_folder(path)
     if folder is None and not (path / CONFIG).is_file():
         raise InputError(f"{path}: is neither a run folder nor a student's folder")
     folders = sorted((path / "students").glob("*")) if whole == folder else [path]

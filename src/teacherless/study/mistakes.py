@@ -6,14 +6,15 @@ from pathlib import Path
 
 from teacherless import disk
 from teacherless.runs.results import Evaluation
+from teacherless.runs.stored import run_folder
 from teacherless.study import plots
 
 
 def default_out(path: Path, found: Evaluation) -> Path:
     """`RUN/evaluation/<data>-<split>`, also for a student in a run folder; a student's own folder stays as it is."""
-    run = path.parent.parent
-    if (run / "run.json").is_file():
-        return run / "evaluation" / f"{path.name}-{found.data}-{found.split}"
+    run, whole = run_folder(path), path.resolve()
+    if run is not None and run != whole:
+        return run / "evaluation" / f"{whole.name}-{found.data}-{found.split}"
     return path / "evaluation" / f"{found.data}-{found.split}"
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from teacherless import disk
-from teacherless.errors import InputError
+from teacherless.errors import InputError, short
 
 FORMAT = 3
 KEEP = 2
@@ -123,13 +123,14 @@ def _read_one(path: Path) -> State:
     for name, data in files.items():
         if hashlib.sha256(data).hexdigest() != sums[name]:
             raise _Damaged(f"{name} does not have its checksum")
-    values = json.loads(files["state.json"])
-    if values.get("format") != FORMAT:
-        raise InputError(f"{path}: found checkpoint format {values.get('format')}; this version reads {FORMAT}")
     try:
-        return State(load(files["tensors.safetensors"]), values)
-    except SafetensorError as error:
-        raise _Damaged(f"tensors.safetensors: {error}") from None
+        state = State(load(files["tensors.safetensors"]), json.loads(files["state.json"]))
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise _Damaged(f"is not readable: {error}") from None
+    found = state.values.get("format") if isinstance(state.values, dict) else None
+    if found != FORMAT:
+        raise InputError(f"{path}: found checkpoint format {short(found)}; this version reads {FORMAT}")
+    return state
 
 
 def _whole(path: Path) -> bool:

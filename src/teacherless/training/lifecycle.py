@@ -14,7 +14,7 @@ import torch
 import teacherless
 from teacherless import disk, schemas
 from teacherless.data import as_loader
-from teacherless.errors import Diverged, InputError, python_names
+from teacherless.errors import Diverged, InputError, first_line, python_names
 from teacherless.method import Method, Wants
 from teacherless.methods import METHODS
 from teacherless.methods._parts import Frozen
@@ -180,7 +180,11 @@ def _take_up(training: Training, out: Path) -> Path | None:
     state, path, complaints = found
     for line in complaints:
         training.say(line)
-    training.restore(state)
+    schemas.check(state.values, schemas.STATE, path)
+    try:
+        training.restore(state)
+    except Exception as error:  # its checksums are right: whoever made it can have put in anything
+        raise InputError(f"{path}: is no checkpoint of this run: {first_line(error)}") from error
     return path
 
 

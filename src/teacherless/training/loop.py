@@ -245,10 +245,11 @@ class Training:
         self.sound = values["sound"]
         self.progress.step.fill_(self.step)
         self.progress.epoch.fill_(self.epoch)
-        self.method.load_state_dict(checkpoint.unpack(state, "method").tensors)
         if values["best"] is not None:
             best = checkpoint.unpack(state, "best").tensors
+            self.method.load_state_dict(best)  # so that what does not fit is found now
             self.best = values["best"], {name: value.to(self.device) for name, value in best.items()}
+        self.method.load_state_dict(checkpoint.unpack(state, "method").tensors)
         if self.average:
             self.average.load(checkpoint.unpack(state, "average").tensors)
         checkpoint.load_optimizer(self.optimizer, checkpoint.unpack(state, "optimizer"))

@@ -118,7 +118,7 @@ def train(
         if recipe:
             from teacherless.runs import recipes
 
-            print("published:", recipes.said(recipes.load(recipe)))
+            print("published:", recipes.published_line(recipes.load(recipe)))
         show.summary(result.summary, result.out, smoke=run.small)
 
 
@@ -321,10 +321,10 @@ def analyse(
     """
     from teacherless.study.read_runs import analyse as run_analysis
 
-    said: dict[str, str] = {}
-    files = run_analysis(paths, out, trust_imports=trust_imports, say=said.__setitem__ if json else show.finding)
+    lines: dict[str, str] = {}
+    files = run_analysis(paths, out, trust_imports=trust_imports, say=lines.__setitem__ if json else show.finding)
     if json:
-        show.as_json({"findings": said, "files": files})
+        show.as_json({"findings": lines, "files": files})
     else:
         print("open", files[0])
 

@@ -21,7 +21,7 @@ from PIL import Image
 from teacherless.cli import main
 from teacherless.data import Files, Loader, Resident, images, load
 from teacherless.data import folder as module
-from teacherless.data.images import Unreadable, glance, read
+from teacherless.data.images import Unreadable, read, size_of
 from teacherless.errors import InputError
 from teacherless.method import Batch, Wants
 
@@ -166,7 +166,7 @@ def test_unreadable_files_say_why_in_a_line(tmp_path: Path, why: str) -> None:
     assert "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)
     if why in ("empty file", "not an image"):
         with pytest.raises(Unreadable, match=why):
-            glance(path)
+            size_of(path)
 
 
 # --- a folder

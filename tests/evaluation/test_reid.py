@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from teacherless.errors import InputError
 from teacherless.evaluation import reid
-from teacherless.evaluation.reid import Seen
+from teacherless.evaluation.reid import Features
 
 
-def slow(distance: Tensor, query: Seen, gallery: Seen) -> dict[str, float]:
+def slow(distance: Tensor, query: Features, gallery: Features) -> dict[str, float]:
     """The protocol in words, for one query after the other."""
     firsts, aps = [], []
     for q in range(len(query.ids)):
@@ -40,20 +40,22 @@ def slow(distance: Tensor, query: Seen, gallery: Seen) -> dict[str, float]:
     return {f"rank{k}": 100 * sum(f < k for f in firsts) / n for k in (1, 5, 10)} | {"map": 100 * sum(aps) / n}
 
 
-def people(seed: int, queries: int = 40, images: int = 150, persons: int = 12, size: int = 8) -> tuple[Seen, Seen]:
+def people(
+    seed: int, queries: int = 40, images: int = 150, persons: int = 12, size: int = 8
+) -> tuple[Features, Features]:
     """Features around a centre for each person; the gallery has junk and distractors, and lacks persons 11 and 12."""
     g = torch.Generator().manual_seed(seed)
     centre = torch.randn(persons + 2, size, generator=g, dtype=torch.float64)
 
-    def seen(ids: Tensor) -> Seen:
+    def seen(ids: Tensor) -> Features:
         noise = torch.randn(len(ids), size, generator=g, dtype=torch.float64)
-        return Seen(centre[ids] + 1.5 * noise, ids, torch.randint(1, 4, (len(ids),), generator=g))
+        return Features(centre[ids] + 1.5 * noise, ids, torch.randint(1, 4, (len(ids),), generator=g))
 
     ids = torch.randint(-1, persons - 1, (images,), generator=g)
     return seen(torch.randint(1, persons + 1, (queries,), generator=g)), seen(ids)
 
 
-def angles(query: Seen, gallery: Seen) -> Tensor:
+def angles(query: Features, gallery: Features) -> Tensor:
     return 1 - reid.unit(query.features) @ reid.unit(gallery.features).T
 
 
@@ -82,14 +84,14 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reid.reid(query, gallery) == pytest.approx(whole, abs=1e-9)
 
 
-def line(*gallery: tuple[int, int]) -> Seen:
+def line(*gallery: tuple[int, int]) -> Features:
     """A gallery of (person, camera), nearest first."""
     angle = torch.linspace(0, 1, len(gallery), dtype=torch.float64)
     ids, cameras = torch.tensor(gallery).T
-    return Seen(torch.stack([angle.cos(), angle.sin()], 1), ids, cameras)
+    return Features(torch.stack([angle.cos(), angle.sin()], 1), ids, cameras)
 
 
-ASKED = Seen(torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([5]), torch.tensor([1]))
+ASKED = Features(torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([5]), torch.tensor([1]))
 
 
 @pytest.mark.parametrize(
@@ -108,19 +110,19 @@ def test_by_hand(gallery: list[tuple[int, int]], rank1: float, ap: float) -> Non
 
 
 def test_a_query_without_a_right_image_is_left_out() -> None:
-    both = Seen(ASKED.features.repeat(2, 1), torch.tensor([5, 9]), torch.tensor([1, 1]))
+    both = Features(ASKED.features.repeat(2, 1), torch.tensor([5, 9]), torch.tensor([1, 1]))
     gallery = line((6, 2), (5, 2), (9, 1))  # person 9 is there, but only from the query's own camera
     assert reid.reid(both, gallery) == reid.reid(ASKED, gallery)
     with pytest.raises(InputError, match="no query has a right image"):
         reid.reid(ASKED, line((6, 2), (5, 1)))
-    distractor = Seen(ASKED.features, torch.tensor([0]), torch.tensor([1]))
+    distractor = Features(ASKED.features, torch.tensor([0]), torch.tensor([1]))
     with pytest.raises(InputError, match="no query"):
         reid.reid(distractor, line((0, 2)))
 
 
 def test_multiple_queries_are_the_mean_of_their_person_and_camera() -> None:
     query, gallery = people(5)
-    more = Seen(*(torch.cat([a, b]) for a, b in zip(query, people(6, images=60)[0], strict=True)))
+    more = Features(*(torch.cat([a, b]) for a, b in zip(query, people(6, images=60)[0], strict=True)))
     found = reid.reid(query, gallery, more)
     rows = []
     for person, camera in zip(query.ids.tolist(), query.cameras.tolist(), strict=True):
@@ -165,9 +167,9 @@ def test_look_reads_what_the_head_reads() -> None:
 
 def test_what_is_no_number_is_never_found() -> None:
     ids, here, there = torch.tensor([1, 2]), torch.tensor([0, 0]), torch.tensor([1, 1])
-    gallery = Seen(torch.eye(2), ids, there)
+    gallery = Features(torch.eye(2), ids, there)
     for dead in (torch.full((2, 2), torch.nan), torch.full((2, 2), torch.inf)):
-        assert set(reid.reid(Seen(dead, ids, here), gallery).values()) == {0.0}
-        assert set(reid.reid(Seen(torch.eye(2), ids, here), gallery._replace(features=dead)).values()) == {0.0}
+        assert set(reid.reid(Features(dead, ids, here), gallery).values()) == {0.0}
+        assert set(reid.reid(Features(torch.eye(2), ids, here), gallery._replace(features=dead)).values()) == {0.0}
     half = torch.tensor([[1.0, 0.0], [torch.nan, 0.0]])
-    assert reid.reid(Seen(half, ids, here), gallery)["rank1"] == 50
+    assert reid.reid(Features(half, ids, here), gallery)["rank1"] == 50

@@ -380,15 +380,15 @@ def test_channels_last_maps_are_turned() -> None:
 ])  # fmt: skip
 def test_default_stages(zoo: None, name: str, stages: str, channels: list[int]) -> None:
     net = models.create(name, num_classes=CLASSES, seed=0)
-    assert net.anatomy.stages == stages.split()
+    assert net.structure.stages == stages.split()
     assert net.channels == channels
 
 
 def test_default_stages_of_transformers(zoo: None) -> None:
     net = models.create("timm/vit_tiny_patch16_224", num_classes=CLASSES, seed=0, img_size=32, depth=12, embed_dim=24)
-    assert net.anatomy.stages == ["blocks.2", "blocks.5", "blocks.8", "blocks.11"]
+    assert net.structure.stages == ["blocks.2", "blocks.5", "blocks.8", "blocks.11"]
     assert net.maps and net.channels == [24] * 4 and net.dim == 24
-    assert user(ViT, example=torch.zeros(2, 3, 16, 16)).anatomy.stages == [f"blocks.{i}" for i in range(4)]
+    assert user(ViT, example=torch.zeros(2, 3, 16, 16)).structure.stages == [f"blocks.{i}" for i in range(4)]
 
 
 def test_list_shows_what_would_be_used(zoo: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -406,7 +406,7 @@ def test_default_stages_inside_a_single_child() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.body(x)["logits"]
 
-    assert user(Wrapped, example=torch.zeros(2, 3, 16, 16)).anatomy.stages == [f"body.blocks.{i}" for i in range(4)]
+    assert user(Wrapped, example=torch.zeros(2, 3, 16, 16)).structure.stages == [f"body.blocks.{i}" for i in range(4)]
 
 
 def test_looking_inside_leaves_no_trace() -> None:
@@ -699,11 +699,11 @@ def test_one_holds_every_tensor_once(name: str, request: pytest.FixtureRequest, 
 
 def test_stages_that_timm_names(zoo: None) -> None:
     swin = models.create("timm/swin_tiny_patch4_window7_224", num_classes=CLASSES)
-    assert swin.anatomy.stages == [f"layers.{i}" for i in range(4)]
+    assert swin.structure.stages == [f"layers.{i}" for i in range(4)]
     vgg = models.create("timm/vgg11_bn", num_classes=CLASSES)
-    assert vgg.anatomy.stages == ["features.13", "features.20", "features.27", "features.28"]
+    assert vgg.structure.stages == ["features.13", "features.20", "features.27", "features.28"]
     xcit = models.create("timm/xcit_nano_12_p16_224", num_classes=CLASSES)
-    assert xcit.anatomy.stages == ["blocks.2", "blocks.5", "blocks.8", "blocks.11"]
+    assert xcit.structure.stages == ["blocks.2", "blocks.5", "blocks.8", "blocks.11"]
     assert xcit.maps  # its class token, which it counts among the tokens, joins after these
 
 

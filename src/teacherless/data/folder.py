@@ -91,7 +91,7 @@ def survey(name: str, data_dir: Path | None = None) -> list[tuple[int, int]]:
     for part in (_list(root, where) for where in _layout(root).values()):
         for file, _ in (file for files in part.found.values() for file in files):
             with contextlib.suppress(images.Unreadable), images.quietly():
-                sizes.append(images.glance(root / os.fsdecode(file)))
+                sizes.append(images.size_of(root / os.fsdecode(file)))
     return sorted(sizes, key=math.prod)
 
 
@@ -226,7 +226,7 @@ def _decode(files: Files, what: str) -> tuple[Resident, Bad]:
 
 def _headers(files: Files, what: str) -> tuple[Files, Bad]:
     """Look at all headers."""
-    bad = _try_all(lambda row: images.glance(files.root / files.name(row)), len(files), f"looking through {what}")
+    bad = _try_all(lambda row: images.size_of(files.root / files.name(row)), len(files), f"looking through {what}")
     return files.take(_without(len(files), bad)), bad
 
 

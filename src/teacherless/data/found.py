@@ -40,7 +40,7 @@ class Gallery(NamedTuple):
     gallery: Persons
     multi: Persons | None  # more images of the queries' persons
 
-    def few(self, limit: int) -> Gallery:
+    def limited(self, limit: int) -> Gallery:
         """`limit / 8` of the persons that are asked for, and `limit` images of nobody at most."""
         asked = torch.unique(self.query.split.labels)
         last = int(asked[: max(1, limit // 8)][-1])
@@ -89,7 +89,7 @@ def usual_augment(name: str, size: int, channels: int) -> Augment:
     return USUAL.get("".join(filter(str.isalnum, name.lower())), anyone)
 
 
-def few(split: Split, limit: int) -> Split:
+def limited(split: Split, limit: int) -> Split:
     """At most `limit` of the samples, class by class."""
     return split if len(split) <= limit else split.take(stratified(split.labels, 0, count=limit)[1])
 

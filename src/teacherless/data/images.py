@@ -123,7 +123,7 @@ def _share(box: Box, size: tuple[int, int]) -> float:
     return max((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1], 1e-3)
 
 
-def glance(path: Path) -> tuple[int, int]:
+def size_of(path: Path) -> tuple[int, int]:
     """Width and height, from a file's header only. Raises: Unreadable for an empty file and for one of no image."""
     try:
         with Image.open(_regular(path)) as image:

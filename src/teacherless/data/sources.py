@@ -14,7 +14,7 @@ import torch
 from teacherless.data.augment.distort import Augment, parse_augment
 from teacherless.data.fetch import cache_dir, download
 from teacherless.data.folder import IMG_SIZE, read_folder
-from teacherless.data.found import Found, Gallery, Options, as_it_is, few, same_classes, usual_augment
+from teacherless.data.found import Found, Gallery, Options, as_it_is, limited, same_classes, usual_augment
 from teacherless.data.sets.cifar import cifar10, cifar100
 from teacherless.data.sets.hub import PREFIXES
 from teacherless.data.sets.idx import read_idx
@@ -141,8 +141,8 @@ def load(
                              f"{found.classes[none[0]]!r}; {found.name} has {len(found.classes)} classes")  # fmt: skip
     if limit is not None:
         most = max(limit, 2 * len(found.classes))
-        train, val, test = few(train, most), val and few(val, most), test and few(test, most)
-        reid = reid and reid.few(limit)
+        train, val, test = limited(train, most), val and limited(val, most), test and limited(test, most)
+        reid = reid and reid.limited(limit)
     mean, std = moments(train)
     return Source(
         found.name, found.classes, found.channels, (found.size, found.size), mean, std, augment,

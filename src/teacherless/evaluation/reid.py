@@ -34,7 +34,7 @@ NOWHERE = 2**40  # the place of a right image that is never found
 CHUNK = 256  # queries whose ranking is in memory at one time
 
 
-class Seen(NamedTuple):
+class Features(NamedTuple):
     """Images by what a network sees in them."""
 
     features: Tensor  # [N, D]
@@ -42,7 +42,7 @@ class Seen(NamedTuple):
     cameras: Tensor  # [N]
 
 
-def reid(query: Seen, gallery: Seen, multi: Seen | None = None) -> dict[str, float]:
+def reid(query: Features, gallery: Features, multi: Features | None = None) -> dict[str, float]:
     """Rank-1/5/10 and mAP, in percent, by the angle between features (the same ranking as Euclidean distance between
     features of length 1).
 
@@ -60,7 +60,7 @@ def reid(query: Seen, gallery: Seen, multi: Seen | None = None) -> dict[str, flo
     return found
 
 
-def _ranked(query: Seen, gallery: Seen) -> dict[str, float]:
+def _ranked(query: Features, gallery: Features) -> dict[str, float]:
     wanted, there = unit(query.features), unit(gallery.features)
     hits, precision = [], []
     for rows in torch.split(torch.arange(len(wanted)), CHUNK):
@@ -99,12 +99,12 @@ def scores(
     return first, ap
 
 
-def pooled(query: Seen, multi: Seen) -> Seen:
+def pooled(query: Features, multi: Features) -> Features:
     """Each query as the mean of the unit features that `multi` has of its person and camera.
 
     Raises: InputError for a query of which `multi` has no image.
     """
-    asked, given = (torch.stack([seen.ids, seen.cameras], 1) for seen in (query, multi))
+    asked, given = (torch.stack([part.ids, part.cameras], 1) for part in (query, multi))
     pairs, group = torch.unique(torch.cat([asked, given]), dim=0, return_inverse=True)  # [P, 2], [Q + M]
     mine, theirs = group[: len(asked)], group[len(asked) :]
     number = theirs.bincount(minlength=len(pairs))
@@ -129,7 +129,7 @@ def cohort(features: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def look(nets: Mapping[str, nn.Module], batches: Iterable[Batch], cameras: Tensor) -> dict[str, Seen]:
+def look(nets: Mapping[str, nn.Module], batches: Iterable[Batch], cameras: Tensor) -> dict[str, Features]:
     """What every network sees, in evaluation mode: the features that its head reads. Several see more: `ensemble`.
 
     Args:
@@ -152,8 +152,8 @@ def look(nets: Mapping[str, nn.Module], batches: Iterable[Batch], cameras: Tenso
             rows.append(batch.index)
             for name, net in nets.items():
                 found[name].append(net.embed(batch.inputs[0]).float())  # type: ignore[operator]
-    persons, seen_by = torch.cat(ids).cpu(), cameras[torch.cat(rows).cpu()]
-    seen = {name: torch.cat(each).cpu() for name, each in found.items()}
-    if len(seen) > 1:
-        seen["ensemble"] = cohort(list(seen.values()))
-    return {name: Seen(features, persons, seen_by) for name, features in seen.items()}
+    persons, taken_by = torch.cat(ids).cpu(), cameras[torch.cat(rows).cpu()]
+    features = {name: torch.cat(each).cpu() for name, each in found.items()}
+    if len(features) > 1:
+        features["ensemble"] = cohort(list(features.values()))
+    return {name: Features(each, persons, taken_by) for name, each in features.items()}

@@ -95,9 +95,9 @@ class FitNets(Method):
         one_stage: bool = False,
     ) -> None:
         super().__init__()
-        pupil, tutor = checks.staged("fitnets", student), checks.staged("fitnets", teacher, "teacher")
-        self.guided = checks.stage_index(pupil, guided=guided)
-        self.hint = checks.stage_index(tutor, "teacher", hint=hint)
+        student, teacher = checks.staged("fitnets", student), checks.staged("fitnets", teacher, "teacher")
+        self.guided = checks.stage_index(student, guided=guided)
+        self.hint = checks.stage_index(teacher, "teacher", hint=hint)
         checks.one_of(("linear", "relu"), regressor=regressor)
         checks.positive(hint_weight=hint_weight, temperature=temperature)
         checks.not_negative(kd_weight_start=kd_weight_start, kd_weight_end=kd_weight_end)
@@ -110,8 +110,8 @@ class FitNets(Method):
             )
             self.phases = ("",)
         self.needs_progress = not one_stage and kd_weight_start != kd_weight_end
-        self.student, self.teacher = pupil, Frozen(tutor)
-        self.regressor = _regressor(pupil.channels[self.guided], tutor.channels[self.hint], regressor)
+        self.student, self.teacher = student, Frozen(teacher)
+        self.regressor = _regressor(student.channels[self.guided], teacher.channels[self.hint], regressor)
         self.hint_weight, self.temperature = hint_weight, temperature
         self.kd_weight_start, self.kd_weight_end, self.one_stage = kd_weight_start, kd_weight_end, one_stage
 

@@ -110,8 +110,8 @@ class ONE(Method):
             raise InputError(f"split: found {split}; branches must start after the first stage (or set share=False)")
         self.temperature, self.kl_weight, self.distil, self.ramp_epochs = temperature, kl_weight, distil, ramp_epochs
         copied = student.pretrained if copy_init is None else copy_init
-        twins = [student.twin(start if share else 0, copy_init=copied) for _ in range(branches - 1)]
-        nets: list[Insides] = [student, *twins]
+        others = [student.new_branch(start if share else 0, copy_init=copied) for _ in range(branches - 1)]
+        nets: list[Insides] = [student, *others]
         self.trunks = nn.ModuleList(net.trunk(start) for net in (nets[:1] if share else nets))
         self.branches = nn.ModuleList(net.branch(start) for net in nets)
         self.gate = _gate(student.channels[start - 1], branches) if gate and branches > 1 else None

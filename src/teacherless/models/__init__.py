@@ -157,7 +157,7 @@ def describe(architecture: str) -> str:
         net = create(architecture, num_classes=100)
     assert isinstance(net, (Staged, Foreign))
     params = sum(p.numel() for p in net.parameters())
-    names = f"{'+'.join(net.anatomy.stages)} " if isinstance(net, Foreign) else ""
+    names = f"{'+'.join(net.structure.stages)} " if isinstance(net, Foreign) else ""
     stages = f"{names}of {'-'.join(map(str, net.channels))}"
     settings = [f"{name}: {_legal(p.annotation)}, default {p.default}" for name, p in options(architecture).items()]
     return "; ".join([f"{params:,} parameters at 100 classes", f"stages {stages} channels", *settings])

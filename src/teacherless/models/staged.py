@@ -80,7 +80,7 @@ class Insides(nn.Module):
         """The last stage's map in what `trunk` returns."""
         raise NotImplementedError
 
-    def twin(self, stages: int, *, copy_init: bool) -> Self:
+    def new_branch(self, stages: int, *, copy_init: bool) -> Self:
         """A network over the same first `stages` stages; its others start afresh, or are copies with a new head."""
         raise NotImplementedError
 
@@ -162,7 +162,7 @@ class Staged(Insides):
         """The trunk's output is the map."""
         return trunk_output
 
-    def twin(self, stages: int, *, copy_init: bool) -> Self:
+    def new_branch(self, stages: int, *, copy_init: bool) -> Self:
         """A network over the same first `stages` stages; its others start afresh, or are copies with a new head."""
         other = copy.deepcopy(self, {id(stage): stage for stage in self.stages[:stages]})
         for module in [other.head] if copy_init else [*other.stages[stages:], other.head]:

@@ -72,8 +72,8 @@ class Plan:
         if self.source.val is None:
             return 0.0
         batch = next(iter(self.steps.data.epoch(0)))
-        few = [Batch((batch.inputs[0][:images],), batch.labels[:images])]
-        seconds = _typical(lambda: evaluate(self.steps.method.students(), few), self.device)
+        sample = [Batch((batch.inputs[0][:images],), batch.labels[:images])]
+        seconds = _typical(lambda: evaluate(self.steps.method.students(), sample), self.device)
         return seconds * len(self.source.val.labels) / images
 
 

@@ -121,7 +121,7 @@ def shown(values: Mapping[str, Any]) -> str:
     return (", ".join(f"{number:.2f}" for number in each) or "-") + mark
 
 
-def said(recipe: Recipe) -> str:
+def published_line(recipe: Recipe) -> str:
     """What was published, in one line."""
     published = recipe.published
     value = published.get("value")
@@ -140,7 +140,7 @@ def card(recipe: Recipe) -> str:
     choices = [f"  {line}" for line in recipe.published.get("open", [])]
     return "\n".join([
         f"{recipe.name}: {recipe.published.get('what', '')}",
-        f"published: {said(recipe)}",
+        f"published: {published_line(recipe)}",
         *([f"ours: {shown(ours)}" + "".join(f", {key} {ours[key]}" for key in ours if key != "value")] if ours else []),
         *([f"teacher: teacherless train --recipe {recipe.teacher}"] if recipe.teacher else []),
         "settings:", *settings,

@@ -73,11 +73,11 @@ def compare(
         swept = choose(*tried, each, out, jobs, quiet=quiet)
         own = {row: {swept["setting"]: found["chosen"]} for row, found in swept["methods"].items()}
         each = {row: run.model_copy(update=own[row]) for row, run in each.items()}
-    everyone = range(template.seed, template.seed + seeds)
-    cells = [_cell(row, each[row], seed, out) for seed in everyone for row in rows]
+    all_seeds = range(template.seed, template.seed + seeds)
+    cells = [_cell(row, each[row], seed, out) for seed in all_seeds for row in rows]
     results = _run(cells, jobs, quiet, ", then plain for longer" if equal_compute else "")
     if equal_compute:
-        more = _equal_compute(each["plain"], outcome.relative_costs(results), everyone, out)
+        more = _equal_compute(each["plain"], outcome.relative_costs(results), all_seeds, out)
         results |= _run(more, jobs, quiet)
         cells += more
     table = outcome.tabulate(cells, results)

@@ -37,7 +37,7 @@ FLAT_BATCHES = 2  # and at this many batches of 256 training images: it evaluate
 SHOWN = 500  # samples in a feature map
 
 
-class Sight(NamedTuple):
+class Predictions(NamedTuple):
     """What a network makes of N images."""
 
     logits: Tensor  # [N, C]
@@ -45,7 +45,7 @@ class Sight(NamedTuple):
     labels: Tensor  # [N]
 
 
-class Seen(NamedTuple):
+class AnalysedRun(NamedTuple):
     """One run, and what its students make of the data.
 
     Where one network must stand for a run, it is the first with plain's architecture: what validation prefers is
@@ -85,7 +85,7 @@ class Seen(NamedTuple):
         return fmean(_headline(self.summary["students"][name]) for name in self.like_plain)
 
 
-Groups = dict[str, list[Seen]]  # label -> its runs, by seed; in the order of METHODS, so plain first
+Groups = dict[str, list[AnalysedRun]]  # label -> its runs, by seed; in the order of METHODS, so plain first
 
 
 class Finding(NamedTuple):
@@ -98,18 +98,20 @@ class Finding(NamedTuple):
 
 
 @torch.no_grad()
-def look(net: nn.Module, batches: Iterable[Batch], view: int = 0) -> Sight:
+def look(net: nn.Module, batches: Iterable[Batch], view: int = 0) -> Predictions:
     """What a network makes of some images, on the CPU."""
     logits, features, labels = [], [], []
     with evaluating([net]):
         for batch in batches:
             x = batch.inputs[view]
             if isinstance(net, Insides):
-                seen = net.look(x)
-                features.append(losses.full(seen.embedding).flatten(1).cpu())
-            logits.append(losses.full(seen.logits if isinstance(net, Insides) else net(x)).cpu())
+                _, embedding, z = net.look(x)
+                features.append(losses.full(embedding).flatten(1).cpu())
+            else:
+                z = net(x)
+            logits.append(losses.full(z).cpu())
             labels.append(batch.labels.cpu())
-    return Sight(torch.cat(logits), torch.cat(features) if features else None, torch.cat(labels))
+    return Predictions(torch.cat(logits), torch.cat(features) if features else None, torch.cat(labels))
 
 
 # What it shows -------------------------------------------------------------------------------------------------------
@@ -185,7 +187,7 @@ def help_(groups: Groups, source: Source) -> Iterator[Finding]:
             yield _class_gain(others, base, source.classes)
 
 
-def _class_gain(others: Groups, plain: Mapping[int, Seen], classes: Sequence[str]) -> Finding:
+def _class_gain(others: Groups, plain: Mapping[int, AnalysedRun], classes: Sequence[str]) -> Finding:
     gains = {
         label: analysis.class_gain([_per_class(s) for s in group], [_per_class(plain[s.run.seed]) for s in group])
         for label, group in others.items()
@@ -296,17 +298,17 @@ def gate(groups: Groups, source: Source) -> Iterator[Finding]:
 
 
 @torch.no_grad()
-def gate_weights(seen: Seen, source: Source) -> Tensor | None:
+def gate_weights(run: AnalysedRun, source: Source) -> Tensor | None:
     """The gate's softmax on test, `[N, m]`. The gate is not shipped: it is read from the run's last checkpoint."""
-    found = checkpoint.read(seen.folder / "checkpoints")
-    method, _ = build_method(seen.run, source)
+    found = checkpoint.read(run.folder / "checkpoints")
+    method, _ = build_method(run.run, source)
     if found is None or not isinstance(method, ONE) or method.gate is None:
         return None
     method.load_state_dict(checkpoint.unpack(found[0], "method").tensors)
     said: list[Tensor] = []
     hook = method.gate.register_forward_hook(lambda gate, inputs, out: said.append(losses.full(out).softmax(1).cpu()))
     with evaluating([method]):
-        for batch in seen.test:
+        for batch in run.test:
             method.to(batch.inputs[0].device).predict(batch.inputs[0])
     hook.remove()
     return torch.cat(said)
@@ -349,21 +351,21 @@ KINDS = (learning, certainty, calibration, help_, flat, together, sizes, targets
 # Small things --------------------------------------------------------------------------------------------------------
 
 
-def _on_train(seen: Seen) -> dict[str, Tensor]:
-    return seen.on_train
+def _on_train(run: AnalysedRun) -> dict[str, Tensor]:
+    return run.on_train
 
 
-def _on_test(seen: Seen) -> dict[str, Tensor]:
-    return seen.on_test
+def _on_test(run: AnalysedRun) -> dict[str, Tensor]:
+    return run.on_test
 
 
-def _independent(group: Sequence[Seen]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _independent(group: Sequence[AnalysedRun]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Logits and features of one network per seed."""
     logits = {f"seed {s.run.seed}": s.on_test[s.first] for s in group}
     return logits, {f"seed {s.run.seed}": s.features[s.first] for s in group if s.first in s.features}
 
 
-def _cohort(kind: str, runs: Sequence[Seen], ensemble: float | None) -> analysis.Cohort:
+def _cohort(kind: str, runs: Sequence[AnalysedRun], ensemble: float | None) -> analysis.Cohort:
     """The networks of one run, or one each of several."""
     each = [(s, name) for s in runs for name in (s.nets if len(runs) == 1 else [s.first])]
     unsure = [fmean(float(losses.entropy(which(s)[name].double()).mean()) for s, name in each)
@@ -381,9 +383,9 @@ def _of(method: str, groups: Groups) -> Groups:
     return {label: group for label, group in groups.items() if group[0].run.method == method}
 
 
-def _per_class(seen: Seen) -> list[float | None]:
+def _per_class(run: AnalysedRun) -> list[float | None]:
     found: list[float | None] = analysis.average(
-        [analysis.class_accuracy(seen.on_test[name], seen.test_labels) for name in seen.like_plain]
+        [analysis.class_accuracy(run.on_test[name], run.test_labels) for name in run.like_plain]
     )
     return found
 

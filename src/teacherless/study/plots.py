@@ -75,9 +75,9 @@ def accuracy(
         metric: what was measured on test.
     """
     plain, names = per_seed[baseline], list(differences)
-    everyone = [*names, baseline]
+    all_names = [*names, baseline]
     figure, (left, right) = _figure(1, 2, width=10, height=1.6 + 0.45 * (len(names) + 1), ratios=(3, 2))
-    look = _look(everyone)
+    look = _look(all_names)
     for y, name in enumerate(names):
         d, (colour, _) = differences[name], look[name]
         for interval, width in ((d["corrected"], 1.2), (d["interval"], 4)):
@@ -92,12 +92,12 @@ def accuracy(
     keys = [Line2D([], [], color=BLACK, lw=4, label="95 %, this method alone"),
             Line2D([], [], color=BLACK, lw=1.2, label="widened for all methods (Holm)"),
             Line2D([], [], color=GRAY, lw=0, marker=".", label="one seed")]  # fmt: skip
-    for y, name in enumerate(everyone):
+    for y, name in enumerate(all_names):
         values = list(per_seed[name].values())
         right.plot(values, [y] * len(values), ".", color=GRAY, zorder=1)
         right.plot(sum(values) / len(values), y, "D", color="white", mec=look[name][0], mew=1.5, ms=7, zorder=2)
     for ax in (left, right):
-        _rows(ax, everyone)
+        _rows(ax, all_names)
     right.set(title="each seed, and the mean", xlabel=f"test {metric}, %", xlim=_possible(right.get_xlim()))
     figure.legend(handles=keys, loc="outside lower left", ncols=3, frameon=False, fontsize=8)
     figure.text(0.995, 0.01, CAVEAT, ha="right", fontsize=8, color="#555555")

@@ -28,7 +28,7 @@ from teacherless.models.files import Student
 from teacherless.runs.build import load_source
 from teacherless.runs.config import Run
 from teacherless.runs.stored import read_run
-from teacherless.study.findings import KINDS, Finding, Groups, Seen, look
+from teacherless.study.findings import KINDS, AnalysedRun, Finding, Groups, look
 from teacherless.study.outcome import comparable
 from teacherless.study.show import printable
 from teacherless.training.step import pick_device
@@ -123,7 +123,7 @@ def read(paths: Sequence[Path], trust_imports: bool = False) -> tuple[Groups, So
     for label, kind, one in zip(labels, kinds, loaded, strict=True):
         groups.setdefault(label, []).append(_see(label, kind, one, source))
     for label, group in groups.items():
-        group.sort(key=lambda seen: seen.run.seed)
+        group.sort(key=lambda run: run.run.seed)
         for a, b in pairwise(group):
             if a.run.seed == b.run.seed:
                 raise InputError(f"{b.folder}: is the same run as {a.folder}: {label}, seed {a.run.seed}")
@@ -184,7 +184,7 @@ def _short(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _see(label: str, kind: str, one: _Loaded, source: Source) -> Seen:
+def _see(label: str, kind: str, one: _Loaded, source: Source) -> AnalysedRun:
     device, run = pick_device("auto"), one.run
     nets = {name: student.net.to(device) for name, student in one.students.items()}
     config = next(iter(one.students.values())).config
@@ -196,13 +196,15 @@ def _see(label: str, kind: str, one: _Loaded, source: Source) -> Seen:
     # Views need the training's distortions; where there are none, the loader only shuffles, and `consistency` says no.
     views = Loader(some, batch_size=min(256, len(some)), augment=source.augment, wants=Wants(views=2), **make)
     whole, part = Loader(test, batch_size=256, **make), Loader(some, batch_size=256, **make)
-    sights = [{name: look(net, data) for name, net in nets.items()} for data in (train, whole, part)]
-    on_train, on_test = ({name: sight.logits for name, sight in each.items()} for each in sights[:2])
-    features = {name: sight.features for name, sight in sights[2].items() if sight.features is not None}
-    labels = [next(iter(each.values())).labels for each in sights]
+    on_all = [{name: look(net, data) for name, net in nets.items()} for data in (train, whole, part)]
+    on_train, on_test = ({name: predictions.logits for name, predictions in each.items()} for each in on_all[:2])
+    features = {name: part.features for name, part in on_all[2].items() if part.features is not None}
+    labels = [next(iter(each.values())).labels for each in on_all]
     like_plain = list(comparable(run, one.summary))
-    return Seen(label, kind, run, one.folder, nets, like_plain, one.summary, train, views, whole, on_train, on_test,
-                features, *labels)  # fmt: skip
+    loaders = (train, views, whole)
+    return AnalysedRun(
+        label, kind, run, one.folder, nets, like_plain, one.summary, *loaders, on_train, on_test, features, *labels
+    )
 
 
 def _sample(size: int) -> Tensor:

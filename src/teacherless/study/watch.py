@@ -101,10 +101,10 @@ class Progress:
         for cell in self.cells:
             by_row.setdefault(cell.row, []).extend(self.seconds[cell.folder])
         pace = {row: fmean(epochs) for row, epochs in by_row.items() if epochs}
-        usual = fmean(pace.values()) if pace else 0.0
+        mean_pace = fmean(pace.values()) if pace else 0.0
         done = rest = 0.0
         for cell in self.cells:
-            weight, epochs = pace.get(cell.row, usual), len(self.seconds[cell.folder])
+            weight, epochs = pace.get(cell.row, mean_pace), len(self.seconds[cell.folder])
             done += weight * (epochs - self.before[cell.folder])
             rest += weight * (self._total(cell) - epochs) if cell in self.unfinished else 0.0
         if not done or not rest:

@@ -33,7 +33,7 @@ def distorted(images: Tensor, rows: Tensor, augment: Augment, *, seed: int, epoc
 
     Raises: InputError if kornia is missing.
     """
-    operations = wide() if augment.policy == "trivialaug" else usual()
+    operations = wide() if augment.policy == "trivialaug" else standard()
     layers = 1 if augment.policy == "trivialaug" else augment.layers
     x = images.permute(0, 3, 1, 2).float() / 255
     for layer in range(layers):
@@ -55,7 +55,7 @@ def distorted(images: Tensor, rows: Tensor, augment: Augment, *, seed: int, epoc
 Operation = Callable[[Tensor, Tensor], Tensor]  # images [B, C, H, W] in [0, 1], signed shares of the range [B]
 
 
-def usual() -> list[Operation]:
+def standard() -> list[Operation]:
     """RandAugment's ranges: shear 0.3, rotate 30°, translate 0.45 of the side, enhance by 0.9, 4 bits fewer."""
     return _operations(shear=0.3, degrees=30, pixels=None, enhance=0.9, bits=4)
 

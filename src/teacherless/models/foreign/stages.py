@@ -23,8 +23,8 @@ class Call:
     began: int
     ended: int = -1
     count: int = 0
-    heard: torch.Size | None = None
-    said: torch.Size | None = None
+    input_shape: torch.Size | None = None
+    output_shape: torch.Size | None = None
 
 
 @contextmanager
@@ -34,11 +34,12 @@ def watching(net: nn.Module, calls: dict[str, Call]) -> Iterator[None]:
 
     def enter(path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         call = calls.setdefault(path, Call(next(clock)))
-        call.heard = args[0].shape if args and isinstance(args[0], Tensor) else None
+        call.input_shape = args[0].shape if args and isinstance(args[0], Tensor) else None
 
     def leave(path: str, module: nn.Module, args: Any, output: Any) -> None:
-        call, said = calls[path], first_tensor(output)
-        call.ended, call.count, call.said = next(clock), call.count + 1, None if said is None else said.shape
+        call, tensor = calls[path], first_tensor(output)
+        call.ended, call.count = next(clock), call.count + 1
+        call.output_shape = None if tensor is None else tensor.shape
 
     with ExitStack() as hooks:
         for path, module in net.named_modules():
@@ -90,16 +91,16 @@ def _stages_among(blocks: list[str], net: nn.Module, calls: Mapping[str, Call], 
     groups: list[list[str]] = []  # of blocks in a row whose maps are of one size
     size: tuple[int, ...] = ()
     for block in blocks:
-        said, learns = calls[block].said, has_parameters(net.get_submodule(block))
+        shape, learns = calls[block].output_shape, has_parameters(net.get_submodule(block))
         if calls[block].ended > end or isinstance(net.get_submodule(block), POOLS):
             break
-        if said is None or len(said) not in (3, 4) or said[0] != batch:
+        if shape is None or len(shape) not in (3, 4) or shape[0] != batch:
             continue
-        if math.prod(places(said)) == 1 and not learns:  # a pool of somebody's own
+        if math.prod(places(shape)) == 1 and not learns:  # a pool of somebody's own
             break
-        if places(said) != size:
+        if places(shape) != size:
             groups.append([])
-        size = places(said)
+        size = places(shape)
         groups[-1].append(block)
     if len(groups) > 1 and not any(has_parameters(net.get_submodule(block)) for block in groups[-1]):
         pooling = groups.pop()

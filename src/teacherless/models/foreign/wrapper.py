@@ -7,7 +7,7 @@ text a line.
 
 A network is cut after a stage, for ONE, without a word about how its modules are wired. The trunk runs the network's
 own `forward` up to that stage and keeps what every module on the way answered. A branch runs `forward` again from the
-start, but there the trunk's modules repeat their answers instead of computing; what comes after the stage is the
+start, but there the trunk's modules repeat their outputs instead of computing; what comes after the stage is the
 branch's own.
 """
 
@@ -67,7 +67,7 @@ def adapt(
     return Foreign(inner, stages=stages, example=example, logits=logits, spec=getattr(net, "spec", None))
 
 
-class Anatomy(NamedTuple):
+class Structure(NamedTuple):
     """What one look into a network finds."""
 
     calls: dict[str, Call]  # by module path
@@ -77,12 +77,12 @@ class Anatomy(NamedTuple):
     image: bool  # what it reads is [B, C, H, W]
 
 
-class Heard(NamedTuple):
+class TrunkOutput(NamedTuple):
     """What a trunk says: enough for a branch to go on."""
 
     x: Input
     map: Tensor  # of its last stage
-    answers: dict[str, list[Any]]  # of each of its modules, in the order of their calls
+    outputs: dict[str, list[Any]]  # of each of its modules, in the order of their calls
 
 
 class Foreign(Insides):
@@ -140,53 +140,53 @@ class Foreign(Insides):
         return self.net.state_dict(*args, **kwargs)
 
     @cached_property
-    def anatomy(self) -> Anatomy:
+    def structure(self) -> Structure:
         """What there is to know of its insides. Raises: InputError if it reads no example, or stages do not follow."""
         try:
             return self._look_inside()
-        except AttributeError as error:  # a property that raises one would be said to be missing
+        except AttributeError as error:  # a property that raises one would be reported as missing
             raise InputError(f"{self.name}: cannot look inside ({first_line(error)})") from error
 
-    def _look_inside(self) -> Anatomy:
+    def _look_inside(self) -> Structure:
         calls, logits, image = self._trace()
         layers = [path for path, module in self.net.named_modules() if path in calls and is_layer(module)]
         if not layers:
             raise InputError(f"{self.name}: has no layers inside that could be a stage or a head")
         head = max(layers, key=lambda path: calls[path].ended)
         for stages in filter(None, (self.named, timm_stages(self.net))):
-            found = Anatomy(calls, stages, head, logits, image)
+            found = Structure(calls, stages, head, logits, image)
             with suppress(*() if self.named else (InputError,)):  # what timm names may not do
                 self._check(found)
                 return found
-        found = Anatomy(calls, default_stages(self.net, calls, head, logits[0]), head, logits, image)
+        found = Structure(calls, default_stages(self.net, calls, head, logits[0]), head, logits, image)
         self._check(found)
         return found
 
     @property
     def channels(self) -> list[int]:
         """C_i of every stage. Raises: InputError if none were named and none can be found."""
-        found = self.anatomy
+        found = self.structure
         if not found.stages:
             raise InputError(f"{self.name}: its stages are not known; name them: stages=a+b+c (it has "
                              f"{_outline(self.net)})")  # fmt: skip
-        return [channels(_said(found, stage)) for stage in found.stages]
+        return [channels(_output_shape(found, stage)) for stage in found.stages]
 
     @property
     def dim(self) -> int:
         """D, the width of what the head reads."""
-        heard = self.anatomy.calls[self.anatomy.head].heard
-        assert heard is not None
-        return heard[1:].numel()
+        shape = self.structure.calls[self.structure.head].input_shape
+        assert shape is not None
+        return shape[1:].numel()
 
     @property
     def maps(self) -> bool:
         """Whether every stage gives a map, or tokens that can be one."""
-        shapes = [_said(self.anatomy, stage) for stage in self.anatomy.stages]
+        shapes = [_output_shape(self.structure, stage) for stage in self.structure.stages]
         return all(len(shape) == 4 or (len(shape) == 3 and self._grid(shape[1]) is not None) for shape in shapes)
 
     def _grid(self, tokens: int) -> tuple[int, int, int] | None:
         """How many tokens (of class, registers) come before the grid, and its sides; a line where it is no image."""
-        if not self.anatomy.image:
+        if not self.structure.image:
             return 0, tokens, 1
         known = getattr(self.net, "num_prefix_tokens", None)
         for before in range(6) if known is None else (known, *range(6)):  # at some stages before they join
@@ -201,20 +201,20 @@ class Foreign(Insides):
         found: dict[str, Tensor] = {}
         embedding: list[Tensor] = []
         with ExitStack() as hooks:
-            for stage in self.anatomy.stages:
+            for stage in self.structure.stages:
                 hooks.callback(self._on_exit(stage, partial(found.__setitem__, stage)))
-            head = self.net.get_submodule(self.anatomy.head)
+            head = self.net.get_submodule(self.structure.head)
             hooks.callback(head.register_forward_pre_hook(lambda _, args: embedding.append(args[0])).remove)
             logits = call(self, x)
-        missing = next((stage for stage in self.anatomy.stages if stage not in found), None)
+        missing = next((stage for stage in self.structure.stages if stage not in found), None)
         if missing is not None:
             raise self._not_run(missing)
-        maps = [self._as_map(stage, found[stage]) for stage in self.anatomy.stages]
+        maps = [self._as_map(stage, found[stage]) for stage in self.structure.stages]
         return Look(maps, embedding[-1].flatten(1), logits)
 
     def reach(self, x: Input, stage: int) -> Tensor:
         """The output of one stage; what comes after it is not run."""
-        path = self.anatomy.stages[stage]
+        path = self.structure.stages[stage]
         return self._as_map(path, self._run_to(path, x))
 
     def lower(self, stage: int) -> list[nn.Parameter]:
@@ -225,7 +225,7 @@ class Foreign(Insides):
     def exit(self) -> tuple[nn.Module, nn.Module]:
         """The mean over places and a linear layer."""
         pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        return pool, nn.Linear(self.channels[-1], self.anatomy.logits[1])
+        return pool, nn.Linear(self.channels[-1], self.structure.logits[1])
 
     def trunk(self, stages: int) -> Trunk:
         """The first `stages` stages, and what a container of modules on both sides holds itself."""
@@ -235,11 +235,11 @@ class Foreign(Insides):
         """The network after the first `stages` stages."""
         return Branch(self, stages)
 
-    def split_map(self, trunk_output: Heard) -> Tensor:
+    def split_map(self, trunk_output: TrunkOutput) -> Tensor:
         """The last stage's map in what `trunk` returns."""
         return trunk_output.map
 
-    def twin(self, stages: int, *, copy_init: bool) -> Self:
+    def new_branch(self, stages: int, *, copy_init: bool) -> Self:
         """A network over the same first `stages` stages; its others start afresh, or are copies with a new head.
 
         Parameters that a container uses itself (a class token, positions) are shared, whenever they are used.
@@ -253,7 +253,7 @@ class Foreign(Insides):
             mine, its = self.net.get_submodule(path), other.net.get_submodule(path)
             its._parameters, its._buffers = mine._parameters, mine._buffers
         donor = self._build() if self._build else None
-        for path in [self.anatomy.head] if copy_init else own:
+        for path in [self.structure.head] if copy_init else own:
             module = other.net.get_submodule(path)
             if donor is None:
                 fresh(module)
@@ -294,7 +294,7 @@ class Foreign(Insides):
             for size in sizes:
                 yield torch.zeros(2, channels, *size, dtype=like.dtype, device=like.device)
 
-    def _check(self, found: Anatomy) -> None:
+    def _check(self, found: Structure) -> None:
         """Raises: InputError for stages that are not run once, in order, before the head, with a tensor to show."""
         before = -1
         for stage in found.stages:
@@ -302,8 +302,8 @@ class Foreign(Insides):
             if call.count != 1:
                 raise InputError(f"stages: {stage!r} of {self.name} runs {call.count} times; a stage must run once")
             batch = found.logits[0]
-            if call.said is None or not 2 <= len(call.said) <= 4 or call.said[0] != batch:
-                shape = None if call.said is None else list(call.said)
+            if call.output_shape is None or not 2 <= len(call.output_shape) <= 4 or call.output_shape[0] != batch:
+                shape = None if call.output_shape is None else list(call.output_shape)
                 raise InputError(f"stages: {stage!r} of {self.name} gives {shape} for a batch of {batch}; must be a "
                                  "tensor [B, C, H, W], [B, N, C] or [B, C]")  # fmt: skip
             if call.ended < before:
@@ -315,8 +315,8 @@ class Foreign(Insides):
 
     def _cut(self, stages: int) -> tuple[list[str], list[str]]:
         """Paths of the modules that run only up to a stage, and of those that run only after it, as few as can be."""
-        calls = self.anatomy.calls
-        end = calls[self.anatomy.stages[stages - 1]].ended if stages else -1
+        calls = self.structure.calls
+        end = calls[self.structure.stages[stages - 1]].ended if stages else -1
         before: list[str] = []
         after: list[str] = []
 
@@ -343,15 +343,15 @@ class Foreign(Insides):
         if output.dim() == 3 and (grid := self._grid(output.shape[1])):
             before, height, width = grid
             return output[:, before:].transpose(1, 2).reshape(len(output), -1, height, width)
-        return output.permute(0, 3, 1, 2) if channels_last(_said(self.anatomy, stage)) else output
+        return output.permute(0, 3, 1, 2) if channels_last(_output_shape(self.structure, stage)) else output
 
     def _on_exit(self, path: str, use: Callable[[Tensor], None]) -> Callable[[], None]:
         """Call `use` with what a module says; returns what undoes that."""
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            said = first_tensor(output)
-            assert said is not None, path
-            use(said)
+            tensor = first_tensor(output)
+            assert tensor is not None, path
+            use(tensor)
 
         return self.net.get_submodule(path).register_forward_hook(hook).remove
 
@@ -380,48 +380,48 @@ class Trunk(nn.Module):
     def __init__(self, foreign: Foreign, stages: int) -> None:
         super().__init__()
         self._foreign = (foreign,)  # a tuple: not registered
-        self._stage = foreign.anatomy.stages[stages - 1]
-        calls = foreign.anatomy.calls
+        self._stage = foreign.structure.stages[stages - 1]
+        calls = foreign.structure.calls
         end = calls[self._stage].ended
         before = foreign._cut(stages)[0]
         self._before = [path for path in before if path in calls and calls[path].ended <= end]
         self.modules_before = nn.ModuleList(map(foreign.net.get_submodule, before))
         self.across = nn.ModuleList(Holder(foreign.net.get_submodule(path)) for path in foreign._across(stages))
 
-    def forward(self, x: Input) -> Heard:
-        """`[B, ...]` -> the stage's map, and what every module said."""
+    def forward(self, x: Input) -> TrunkOutput:
+        """`[B, ...]` -> the stage's map, and what every module returned."""
         (foreign,) = self._foreign
         _one_graph_cannot()
-        answers: dict[str, list[Any]] = {path: [] for path in self._before}
+        outputs: dict[str, list[Any]] = {path: [] for path in self._before}
         with ExitStack() as hooks:
-            for path, said in answers.items():
+            for path, recorded in outputs.items():
                 module = foreign.net.get_submodule(path)
-                hooks.callback(
-                    module.register_forward_hook(lambda _m, _a, output, said=said: said.append(output)).remove
-                )
+                record = module.register_forward_hook(lambda _m, _a, output, into=recorded: into.append(output))
+                hooks.callback(record.remove)
             output = foreign._run_to(self._stage, x)
-        return Heard(x, foreign._as_map(self._stage, output), answers)
+        return TrunkOutput(x, foreign._as_map(self._stage, output), outputs)
 
 
 class Branch(nn.Module):
-    """A foreign network after a stage: its own `forward`, in which the trunk's modules repeat what they said."""
+    """A foreign network after a stage: its own `forward`, in which the trunk's modules repeat what they returned."""
 
     def __init__(self, foreign: Foreign, stages: int) -> None:
         super().__init__()
         self._foreign = (foreign,)  # a tuple: not registered
         self.modules_after = nn.ModuleList(map(foreign.net.get_submodule, foreign._cut(stages)[1]))
 
-    def forward(self, heard: Heard) -> Tensor:
-        """What a trunk said -> logits `[B, C]`.
+    def forward(self, trunk_output: TrunkOutput) -> Tensor:
+        """What a trunk returned -> logits `[B, C]`.
 
         Raises: InputError if the network changes a shared map in place: the next branch would read the changed one.
         """
         (foreign,) = self._foreign
-        versions = {path: _versions(said) for path, said in heard.answers.items()}
-        with repeating({foreign.net.get_submodule(path): said for path, said in heard.answers.items()}):
-            logits = call(foreign, heard.x)
-        for path, said in heard.answers.items():
-            if _versions(said) != versions[path]:
+        outputs = trunk_output.outputs
+        versions = {path: _versions(recorded) for path, recorded in outputs.items()}
+        with repeating({foreign.net.get_submodule(path): recorded for path, recorded in outputs.items()}):
+            logits = call(foreign, trunk_output.x)
+        for path, recorded in outputs.items():
+            if _versions(recorded) != versions[path]:
                 raise InputError(f"{foreign.name}: changes the output of {path!r} in place after the split, so "
                                  "branches cannot share it; split elsewhere")  # fmt: skip
         return logits
@@ -450,12 +450,12 @@ class _Reached(Exception):
 
 
 @contextmanager
-def repeating(answers: Mapping[nn.Module, list[Any]]) -> Iterator[None]:
+def repeating(outputs: Mapping[nn.Module, list[Any]]) -> Iterator[None]:
     """Inside, these modules return what they are told, call after call, and compute nothing."""
-    before = {module: vars(module).get("forward") for module in answers}
+    before = {module: vars(module).get("forward") for module in outputs}
     try:
-        for module, said in answers.items():
-            module.forward = partial(_next, iter(said))
+        for module, recorded in outputs.items():
+            module.forward = partial(_next, iter(recorded))
         yield
     finally:
         for module, forward in before.items():
@@ -464,20 +464,20 @@ def repeating(answers: Mapping[nn.Module, list[Any]]) -> Iterator[None]:
                 module.forward = forward
 
 
-def _next(said: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
-    return next(said)
+def _next(recorded: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
+    return next(recorded)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _versions(said: list[Any]) -> list[int]:
-    return [tensor._version for tensor in map(first_tensor, said) if tensor is not None]
+def _versions(recorded: list[Any]) -> list[int]:
+    return [tensor._version for tensor in map(first_tensor, recorded) if tensor is not None]
 
 
-def _said(anatomy: Anatomy, stage: str) -> torch.Size:
-    shape = anatomy.calls[stage].said
+def _output_shape(structure: Structure, stage: str) -> torch.Size:
+    shape = structure.calls[stage].output_shape
     assert shape is not None
     return shape
 

@@ -167,6 +167,7 @@ def test_labels_of_mixed_images_are_shares_of_classes(smoothing: float) -> None:
     shares = 0.3 * torch.eye(C, dtype=F64)[LABELS] + 0.7 * torch.eye(C, dtype=F64)[other]
     expected = 0.3 * losses.ce(z, LABELS, smoothing) + 0.7 * losses.ce(z, other, smoothing)
     torch.testing.assert_close(losses.ce(z, shares, smoothing), expected)
+    torch.testing.assert_close(losses.ce(z, 2 * shares, smoothing), 2 * expected)  # a weighted class
     a, b = losses.virtual_teacher(LABELS, z[0], 0.9), losses.virtual_teacher(other, z[0], 0.9)
     torch.testing.assert_close(losses.virtual_teacher(shares, z[0], 0.9), 0.3 * a + 0.7 * b)
 

@@ -220,5 +220,5 @@ def test_a_file_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert json.loads((out / "run.json").read_text())["settings"]["method"] == "plain"
     assert "published: 12.50\n" in capsys.readouterr().out
     file.write_text("published = 3\n")
-    with pytest.raises(InputError, match="must be tables"):
+    with pytest.raises(InputError, match="published: found 3; must be a valid dictionary"):
         recipe.load(file)

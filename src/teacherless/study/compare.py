@@ -66,6 +66,8 @@ def compare(
     jobs = jobs or (joblib.cpu_count() if pick_device(template.device).type == "cpu" else 1)
     rows = _rows(template, names, sizes)
     each = {row: _settings(sized, method, options[method]) for row, (method, sized) in rows.items()}
+    for spec in specs(template):
+        models.options(spec.name)  # an unknown network is found before anything is trained
     tried, swept = parse(sweep, template) if sweep else None, None
     if not (out / "compare.json").exists():
         _say_what_it_trains_on(template, out, quiet)

@@ -194,7 +194,8 @@ def pca(features: Tensor, labels: Tensor) -> Picture:
     x = features.double().flatten(1)
     columns = nn.functional.pad(x, (0, max(0, 2 - x.shape[1]))).cpu().numpy()
     found = PCA(2, svd_solver="full")
-    points = found.fit_transform(columns)
+    with np.errstate(invalid="ignore"):  # constant features have no variance to explain
+        points = found.fit_transform(columns)
     explained = np.nan_to_num(found.explained_variance_ratio_)
     return {"kind": "PCA", "points": points.tolist(), "labels": labels.tolist(), "explained": explained.tolist()}
 

@@ -60,7 +60,7 @@ MUTANTS = [
     Mutant("CE: smoothing ignored", LOSSES, "return found if smoothing == 0 else", "return found if True else"),
     Mutant("CE: smoothing over the wrong classes only", LOSSES, "- smoothing * whole * log_p.mean(-1)",
            "- smoothing * whole * (log_p.sum(-1) + found) / (log_p.shape[-1] - 1)"),
-    Mutant("CE: smoothing does not know the classes' weights", LOSSES, "smoothing * whole * log_p", "smoothing * log_p"),
+    Mutant("CE: smoothing without the weights", LOSSES, "smoothing * whole * log_p", "smoothing * log_p"),
     Mutant("soft CE: mean over classes", LOSSES, "* log_probs(logits)).sum(-1)", "* log_probs(logits)).mean(-1)"),
     Mutant("CE: the likeliest class of a mixed image only", LOSSES, "found = -(full(labels) * log_p).sum(-1)",
            "found = -(full(labels) * log_p).amax(-1)"),
@@ -87,7 +87,7 @@ MUTANTS = [
     Mutant("teacher in train mode", PARTS, "copy.deepcopy(net).eval()", "copy.deepcopy(net).train()"),
     Mutant("teacher not copied", PARTS, "copy.deepcopy(net).eval()", "net.eval()"),
     Mutant("teacher learns", PARTS, ".requires_grad_(False)", ".requires_grad_(True)"),
-    Mutant("ensemble: mean of logits", PARTS, "net(x).float().log_softmax(-1)", "net(x).float()"),
+    Mutant("ensemble: mean of logits", PARTS, "call(net, x).float().log_softmax(-1)", "call(net, x).float()"),
     #
     Mutant("plain: smoothing ignored", PLAIN, "batch.labels, self.smoothing", "batch.labels"),
     Mutant("label smoothing: never set", SMOOTHING, "self.smoothing = smoothing", "pass"),
@@ -123,7 +123,7 @@ MUTANTS = [
     Mutant("DML: shares as labels are the closed form", DML, " and labels.dim() == 1", ""),
     Mutant("DML: views, not peers, in the log", DML, "own.detach()[:: self.views]", "own.detach()[: len(self.peers)]"),
     Mutant("DML in turn: idle peers' buffers move", DML,
-           "functional_call(peer, {name: b.clone() for name, b in peer.named_buffers()}, (x,))", "peer(x)"),
+           "read_logits(functional_call(peer, buffers, *arguments(x)), type(peer).__name__)", "call(peer, x)"),
     Mutant("DML in turn: all learn in every turn", DML, "ce, mimicry = ce[learner], mimicry[learner]", "pass"),
     Mutant("DML in turn: one turn only", DML, 'len(peers) if update == "in_turn" else 1', "1"),
     Mutant("DML: one group for all peers", DML, 'return [{"name": f"peer{i}", "params": list(peer.parameters())} '
@@ -211,7 +211,8 @@ MUTANTS = [
     Mutant("TF-KD: class mean ignored", TFKD, "if self.class_mean:", "if False:"),
     #
     Mutant("CS-KD: partner with gradient", CSKD, "with torch.no_grad():", "with torch.enable_grad():"),
-    Mutant("CS-KD: its own partner", CSKD, "self.student(batch.inputs[-1])", "self.student(batch.inputs[0])"),
+    Mutant("CS-KD: its own partner", CSKD, "call(self.student, batch.inputs[-1])",
+           "call(self.student, batch.inputs[0])"),
     Mutant("CS-KD: the partner learns", CSKD, "losses.kl(logits, target,", "losses.kl(target, logits,"),
 ]  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""Every method, end to end from the command line: it trains in seconds, and what it ships is no worse than plain's."""
+"""Every method, end to end from the command line: it trains in seconds, what it ships is no worse than plain's, and the
+doctor finds nothing."""
 
 from __future__ import annotations
 
@@ -41,6 +42,7 @@ def test_every_method_on_digits(name: str, plain: Path, tmp_path: Path) -> None:
     summary = trained(name, tmp_path / "run", *more)
     assert time.perf_counter() - began < 30
     least = json.loads((plain / "summary.json").read_text())["students"]["student"]["test_top1"] - 5
+    assert summary["doctor"] == []
     for student, row in summary["students"].items():
         assert row["test_top1"] >= least, (student, row)
     if summary["ensemble"]:

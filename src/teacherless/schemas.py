@@ -143,6 +143,15 @@ MEASURED = {"val_top1", "test_top1", "test_nll", "test_ece"}  # in every row
 
 
 @with_config(OPEN)
+class Finding(TypedDict):
+    """Of the doctor: what is wrong, how that is known, what to try."""
+
+    finding: str
+    evidence: str
+    advice: str
+
+
+@with_config(OPEN)
 class Summary(TypedDict):
     """summary.json: what a finished run's networks are worth."""
 
@@ -152,6 +161,7 @@ class Summary(TypedDict):
     students: Annotated[dict[str, Row], Field(min_length=1)]
     ensemble: Row | None
     chosen: str
+    doctor: NotRequired[list[Finding]]
     files: NotRequired[dict[str, str]]
     train_seconds: Number
 

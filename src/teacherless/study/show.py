@@ -112,12 +112,17 @@ def summary(found: Mapping[str, Any], folder: Path, *, smoke: bool = False) -> N
     dead, best = found.get("dead", []), found["chosen"]
     if found.get("unreadable"):
         print(f"{found['unreadable']} images could not be read: {folder / 'unreadable.txt'}")
-    if dead:
-        print(f"dead, the same logits for every validation image: {', '.join(dead)}; try a lower --lr")
+    doctor(found.get("doctor", []))
     if best not in dead:
         tested = found["students"][best]
         print(f"ship {best} ({number('top1', tested.get('test_map', tested['test_top1']))} on test): "
               f"{folder / 'students' / best}")  # fmt: skip
+
+
+def doctor(findings: Sequence[Mapping[str, str]]) -> None:
+    """The first three findings, a line each."""
+    for found in findings[:3]:
+        print(printable(f"{found['finding']}: {found['evidence']}. Try: {found['advice']}"))
 
 
 def source(found: Source, sizes: Sequence[tuple[int, int]], json: bool = False) -> None:

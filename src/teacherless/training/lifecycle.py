@@ -232,7 +232,7 @@ def _finish(training: Training, about: About) -> Result:
         "epochs": training.all_epochs,
         "steps": training.step,
     }
-    summary = summarise(training.method, training.val, training.test, head, training.recorder, about.search)
+    summary = summarise(training, head, about.search, about.student.get("classes", ()))
     if out := training.out:
         if count := _list_unreadable(training, out, about):
             summary["unreadable"] = count

@@ -23,7 +23,7 @@ from teacherless.errors import ADVICE, Diverged, InputError, Stopped
 from teacherless.evaluation.metrics import evaluate, evaluating
 from teacherless.method import Batch, Method, Progress
 from teacherless.network import call, check_ready
-from teacherless.training import checkpoint
+from teacherless.training import checkpoint, doctor
 from teacherless.training.ema import Average
 from teacherless.training.precision import NO_BF16
 from teacherless.training.record import Line, Recorder
@@ -69,6 +69,7 @@ class Training:
         self.engine = Engine(method, settings, self.device)
         self.students = method.students()
         self.step = self.epoch = self.batch = self.phase = 0  # batch counts within the epoch
+        self.same_views = False  # a first batch held several distortions of each image that were one
         self.sound = 0  # the last finished epoch's checkpoint has this number, if there is one
         self.best: tuple[float, dict[str, Tensor]] | None = None
         file = out and out / "metrics.jsonl"
@@ -122,6 +123,7 @@ class Training:
         for batch in self._batches(signals):
             if self.step == 0:
                 self._check_first(batch)
+                self.same_views |= doctor.same_views(self.method, batch)
             place = self.step if self.per_epoch else self.epoch
             set_rates(self.optimizer, rate(self.settings, place, self.per_epoch or 1, total))
             output = self.engine.step(self.optimizer, batch, self.progress)
@@ -224,7 +226,7 @@ class Training:
         """Everything that decides the future."""
         best = self.best or (None, {})
         values = {"step": self.step, "epoch": self.epoch, "batch": self.batch, "phase": self.phase, "best": best[0],
-                  "sound": self.sound}  # fmt: skip
+                  "sound": self.sound, "same_views": self.same_views}  # fmt: skip
         return checkpoint.pack(
             loop=checkpoint.State({}, values),
             method=checkpoint.State(self.method.state_dict(), {}),
@@ -242,7 +244,7 @@ class Training:
         self.phase = values["phase"]
         self._start_phase()
         self.step, self.epoch, self.batch = values["step"], values["epoch"], values["batch"]
-        self.sound = values["sound"]
+        self.sound, self.same_views = values["sound"], values.get("same_views", False)
         self.progress.step.fill_(self.step)
         self.progress.epoch.fill_(self.epoch)
         if values["best"] is not None:

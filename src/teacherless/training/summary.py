@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ from teacherless.data import Loader, Source
 from teacherless.errors import ADVICE, Diverged
 from teacherless.evaluation.metrics import constant, evaluate, metrics, predict
 from teacherless.evaluation.reid import look, reid
-from teacherless.method import Method, Wants
-from teacherless.training.record import Recorder
+from teacherless.method import Wants
+from teacherless.training import doctor
+from teacherless.training.loop import Training
 
 Search = Callable[[Mapping[str, nn.Module]], dict[str, dict[str, float]]]
 
@@ -38,12 +39,13 @@ def search_of(source: Source, workers: int = 0, device: torch.device | str = "cp
 
 
 def summarise(
-    method: Method, val: Any, test: Any, head: dict[str, Any], recorder: Recorder, search: Search | None = None
+    training: Training, head: dict[str, Any], search: Search | None = None, classes: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """summary.json: validation and test of what is shipped. The test set is read here, once.
+    """summary.json: validation and test of what is shipped, and what the doctor finds. The test set is read here, once.
 
     Raises: Diverged if a student's predictions are not finite.
     """
+    method, val, test, recorder = training.method, training.val, training.test, training.recorder
     students = method.students()
     ensemble = method.ensemble()
     predictors = dict(students) | ({"ensemble": ensemble} if ensemble else {})
@@ -64,12 +66,15 @@ def summarise(
 
     dead = [name for name in students if on_val and constant(logits[name])]
     alive = [name for name in students if name not in dead] or list(students)
+    record = doctor.Record(recorder.history, list(students), logits, labels, classes, doctor.listening(method),
+                           training.same_views, doctor.frozen_norms(students))  # fmt: skip
     best = max(alive, key=lambda name: on_val[name]["top1"]) if on_val else alive[0]
     return {
         **head,
         "students": {n: {"params": sum(p.numel() for p in s.parameters()), **row(n)} for n, s in students.items()},
         "ensemble": row("ensemble") if ensemble or "ensemble" in found else None,
         "chosen": best,
+        "doctor": doctor.examine(record),
         **({"dead": dead} if dead else {}),  # they give every validation image the same logits
         "train_seconds": round(recorder.seconds, 3),
         "img_per_s": round(recorder.images / max(recorder.seconds, 1e-9), 1),

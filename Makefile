@@ -17,8 +17,8 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 DEMO := compare --data digits --train-samples 100 --batch-size 32 --student small-cnn --epochs 100 --seeds 10 --equal-compute
 
 demo: $(BIN)/.ready  ## does it help? five methods, plain for as long as the dearest, ten seeds: about 3 minutes
-	$(BIN)/teacherless $(DEMO) --out runs/demo
 	@echo "your own photos, a folder per class: $(BIN)/teacherless compare --data path/to/photos --student resnet8"
+	$(BIN)/teacherless $(DEMO) --out runs/demo
 
 readme-demo: $(BIN)/.ready  ## the demo once more from nothing, and what it prints into the README
 	rm -rf runs/readme-demo

@@ -112,6 +112,9 @@ def train(
 
     tune_allocator()
     result = execute(run, out, resume=resume, anyway=resume_anyway, quiet=json)
+    from teacherless.study import report
+
+    page = report.write_or_say(result.out) if result.out else None
     if json:
         show.as_json({**result.summary, "out": result.out})
     elif result.out:
@@ -119,6 +122,8 @@ def train(
             from teacherless.runs import recipes
 
             print("published:", recipes.published_line(recipes.load(recipe)))
+        if page:
+            print("report:", page)
         show.summary(result.summary, result.out, smoke=run.small)
 
 
@@ -211,7 +216,7 @@ def compare(
         show.as_json(table)
     else:
         show.comparison(table, smoke=run.small)
-        print("open first:", next(iter(table["pictures"]), folder / "compare.csv"))
+        print("open:", table["report"] or folder / "compare.csv")
     return 4 if any(found["failed"] for found in table["methods"].values()) else 0
 
 
@@ -327,6 +332,27 @@ def analyse(
         show.as_json({"findings": lines, "files": files})
     else:
         print("open", files[0])
+
+
+@app.command(help_epilogue=_examples("report runs/compare-photos --open", "report runs/first"))
+def report(path: Path, /, *, open: Switch = False) -> None:
+    """Write report.html of a run or a comparison, also of one that is not finished: all on one page, for a browser.
+
+    Parameters
+    ----------
+    path
+        a run folder, or the folder of a comparison.
+    open
+        show it in the browser.
+    """
+    from teacherless.study import report as pages
+
+    page = pages.write(path)
+    print("open:", page)
+    if open:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
 
 
 @lists.command(name="methods", help_epilogue=_examples("list methods dml", "list methods dml --student resnet8"))

@@ -21,7 +21,7 @@ from teacherless.evaluation.metrics import flops
 from teacherless.methods import METHODS
 from teacherless.runs.build import load_source, method_options
 from teacherless.runs.config import Run, parse_student, specs
-from teacherless.study import outcome
+from teacherless.study import outcome, report
 from teacherless.study.cells import Cell, run_cells
 from teacherless.study.outcome import Table
 from teacherless.study.sweep import choose, parse
@@ -41,7 +41,7 @@ def compare(
     jobs: int | None = None,
     quiet: bool = False,
 ) -> Table:
-    """Run what is missing, then write `compare.json`, `compare.csv` and the pictures.
+    """Run what is missing, then write `compare.json`, `compare.csv`, the pictures and `report.html`.
 
     Args:
         template: every setting but the method; seeds count up from its seed.
@@ -86,10 +86,13 @@ def compare(
     whole = [cell for cell in cells if "failed" not in results[cell.row, cell.run.seed]]
     outcome.measure(table, whole)
     table["sweep"] = swept
-    table["settings"] = {**template.model_dump(mode="json"), "seeds": seeds, "methods": names, "sizes": list(sizes)}
+    table["settings"] = {**template.model_dump(mode="json"), "seeds": seeds, "methods": names, "sizes": list(sizes),
+                         "equal_compute": equal_compute, "sweep": sweep}  # fmt: skip
     disk.write_json(out / "compare.json", table)
     outcome.write_csv(table, out / "compare.csv")
     table["pictures"] = [str(path) for path in outcome.draw(table, whole, out)]
+    page = report.write_or_say(out)
+    table["report"] = page and str(page)
     return table
 
 

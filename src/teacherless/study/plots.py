@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
@@ -485,6 +485,11 @@ def _look(names: Iterable[str]) -> dict[str, tuple[Any, str]]:
         marker = MARKERS[(again if method == "plain" else 1 + number + again) % len(MARKERS)]
         look[name] = tuple(white + (1 - white) * part for part in to_rgb(colour)), marker
     return look
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """Each name's colour, `#rrggbb`."""
+    return {name: to_hex(colour) for name, (colour, _) in _look(names).items()}
 
 
 def _possible(limits: tuple[float, float]) -> tuple[float, float]:

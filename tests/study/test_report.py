@@ -1,0 +1,204 @@
+"""The page of a run and of a comparison: what stands on it, whatever the folder holds."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from teacherless import disk, schemas
+from teacherless.cli import _merged, app, main
+from teacherless.runs.config import Run
+from teacherless.runs.execute import execute
+from teacherless.study import report
+from teacherless.study.charts import ticks
+from teacherless.study.compare import compare
+
+COMMON: dict[str, Any] = {"epochs": 3, "train_samples": 100, "batch_size": 32, "student": ("small-cnn,width=4",)}
+
+
+class Elements(HTMLParser):
+    """Names, attributes and texts of everything on a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def page(folder: Path) -> str:
+    """The page, after the checks that hold for every one."""
+    found = report.write(folder).read_text(encoding="utf-8")
+    assert len(found.encode()) < report.LARGEST
+    elements = Elements(found)
+    policy = next(a["content"] for t, a in elements.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy and policy.startswith("default-src 'none'")
+    assert [t for t, _ in elements.tags].count("script") == 1
+    assert not any(t in ("iframe", "object", "embed", "form", "base") for t, _ in elements.tags)
+    for _, attributes in elements.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "srcset", "action"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+    assert "@import" not in found and not re.search(r"url\((?!data:)", found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("run") / "dml"
+    execute(Run(method="dml", peers=8, **COMMON), out, quiet=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("comparison") / "c"
+    compare(Run(method="plain", **COMMON), ["dml"], 3, out, jobs=1, quiet=True)
+    return out
+
+
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def test_a_run_of_eight_peers(run: Path) -> None:
+    found = page(run)
+    assert "one run cannot say" in found and "peer7" in found and "Not a comparison" not in found
+    assert schemas.summary(run)["chosen"] + " (to ship)" in found  # type: ignore[index]
+    assert json.loads((run / "run.json").read_text())["data"]["fingerprint"] in found
+    assert found.count("<figure") == 6  # five panels, and the terms of the loss
+
+
+def test_a_run_killed_halfway(run: Path, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    (folder / "summary.json").unlink()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text(lines[0] + "\n" + lines[1][:40])
+    assert "not finished: epoch 1 of 3" in page(folder)
+    (folder / "metrics.jsonl").unlink()
+    assert "not finished: epoch 0 of 3" in page(folder)
+
+
+def test_a_comparison(comparison: Path) -> None:
+    found = page(comparison)
+    table = json.loads((comparison / "compare.json").read_text())
+    difference = table["methods"]["dml"]["difference"]
+    low, high = difference["corrected"]
+    assert f"{difference['mean']:+.2f} points of top-1 [{low:+.2f}, {high:+.2f}], 3 seeds, for" in found
+    assert report.word(difference) in found
+    assert found.count('class="seed"') == 9  # the differences of three seeds, and the accuracies of six runs
+    assert f"{table['methods']['plain']['inference']['params']:,}" in found
+
+
+def test_a_comparison_that_is_not_finished_and_one_with_a_failed_cell(comparison: Path, tmp_path: Path) -> None:
+    folder = copied(comparison, tmp_path)
+    (folder / "compare.json").unlink()
+    (folder / "cells" / "dml-s2" / "summary.json").unlink()
+    assert "not finished: 5 runs done, 6 begun" in page(folder)
+    disk.write_json(folder / "cells" / "dml-s2" / "failed.json", {"failed": "training <b>diverged</b>"})
+    assert "seed 2: training &lt;b&gt;diverged" in page(folder)
+    shutil.rmtree(folder / "cells" / "dml-s1")
+    shutil.rmtree(folder / "cells" / "plain-s1")
+    shutil.rmtree(folder / "cells" / "plain-s2")
+    assert "Give at least 3 seeds" in page(folder)  # one seed is left
+
+
+def test_names_are_names_whatever_they_are(run: Path, tmp_path: Path) -> None:
+    """A class, a data set and a student that are called like code."""
+    folder, name = copied(run, tmp_path), "<script>alert(1)</script>"
+    stored = json.loads((folder / "run.json").read_text())
+    stored["data"]["name"] = stored["settings"]["data"] = name
+    disk.write_json(folder / "run.json", stored)
+    evil = folder / "metrics.jsonl"
+    evil.write_text(evil.read_text().replace("peer7", "</svg>'><script>alert(1)</script>"))
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["students"][name] = summary["students"].pop("peer7")
+    disk.write_json(folder / "summary.json", summary)
+    assert "alert(1)" in page(folder)
+
+
+def test_re_identification(run: Path, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    for row in summary["students"].values():
+        row |= {"test_top1": None, "test_nll": None, "test_ece": None, "test_balanced": None, "test_map": 41.5,
+                "test_rank1": 60.0, "val_top1": None}  # fmt: skip
+    disk.write_json(folder / "summary.json", summary | {"ensemble": None})
+    found = page(folder)
+    assert "41.50 % mAP" in found and "test rank-1 %" in found
+
+
+def test_figures_that_are_too_large_are_named(run: Path, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    (folder / "analysis").mkdir()
+    for name, size in (("a", 1000), ("b", 2_000_000)):
+        (folder / "analysis" / f"{name}.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>" + " " * size)
+    found = page(folder)
+    assert 'alt="analysis/a"' in found and "analysis/b: too large for this page" in found
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "dml", "--peers", "3", "--set", "temperature=2", "--set", "update=in_turn", "--lr", "0.03"],
+        ["train", "plain", "--data", "a b/it's", "--student", "resnet8,width=4", "--steps", "7", "--no-nesterov"],
+        ["train", "dml", "--student", "resnet8", "--student", "small-cnn,lr=0.05", "--decay-milestones", "3", "5"],
+        ["train", "one", "--opt", "adam", "--opt-betas", "0.8", "0.99", "--amp", "--seed", "7", "--small"],
+    ],
+)
+def test_the_command_gives_the_same_settings(words: list[str]) -> None:
+    def settings(words: list[str]) -> Run:
+        _, bound, _ = app.parse_args(words)
+        return _merged(bound.arguments["method"], bound.arguments["flags"])
+
+    asked = settings(words)
+    stored = json.loads(json.dumps(asked.model_dump(mode="json")))
+    command = report._command(["train", stored["method"]], stored)
+    assert settings(shlex.split(command)[1:]) == asked
+
+
+def test_the_words_of_a_verdict() -> None:
+    said = [report.word(None if i is None else {"corrected": i})
+            for i in (None, (0.1, 2.0), (-2.0, -0.1), (-0.1, 0.2), (-0.1, 0.3), (0.05, 0.1))]  # fmt: skip
+    assert said == ["INCONCLUSIVE", "BEATS", "DOES NOT BEAT", "DOES NOT BEAT", "INCONCLUSIVE", "BEATS"]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.7, 12.2), (90.11, 90.12), (0.0, 1e-9), (1e6, 3e6)])
+def test_ticks_are_few_and_inside(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert 2 <= len(found) <= 7
+    assert all(low - 1e-9 * abs(low) <= tick <= high + 1e-9 * abs(high) for tick in found)
+
+
+def test_a_report_that_cannot_be_written_fails_nothing(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is neither a run nor a comparison" in capsys.readouterr().err
+    monkeypatch.setattr(report, "render", lambda page: 1 / 0)
+    assert report.write_or_say(run) is None
+    assert "no report.html" in capsys.readouterr().err
+
+
+def test_every_command_ends_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "r"
+    words = ["--train-samples", "100", "--epochs", "1", "--student", "small-cnn,width=4", "--out", str(out)]
+    assert main(["train", "plain", *words]) == 0
+    assert f"report: {out / report.NAME}" in capsys.readouterr().out
+    assert (out / report.NAME).is_file()

@@ -45,6 +45,7 @@ MUTUAL, PARTS = "methods/_mutual.py", "methods/_parts.py"
 DDGSD, KD, FITNETS, BYOT = "methods/ddgsd.py", "methods/kd.py", "methods/fitnets.py", "methods/byot.py"
 FRSKD, PSKD, TFKD, CSKD = "methods/frskd.py", "methods/ps_kd.py", "methods/tf_kd.py", "methods/cs_kd.py"
 PLAIN, SMOOTHING, SNAPSHOT = "methods/plain.py", "methods/label_smoothing.py", "methods/snapshot.py"
+DLB = "methods/dlb.py"
 
 MUTANTS = [
     Mutant("KL direction flipped", LOSSES, "(log_q.exp() * (log_q - log_p))", "(log_p.exp() * (log_p - log_q))"),
@@ -204,6 +205,16 @@ MUTANTS = [
     Mutant("PS-KD: logits remembered", PSKD, "losses.log_probs(logits.detach()).exp()", "logits.detach()"),
     Mutant("PS-KD: no past counts as zeros", PSKD, "torch.where(no_past, ce, losses.soft_ce(logits, past))",
            "losses.soft_ce(logits, past)"),
+    #
+    Mutant("DLB: the same distortion again", DLB, "self._keep([*leaves(later)", "self._keep([*leaves(now)"),
+    Mutant("DLB: the past learns", DLB, "place.copy_(x.detach())", "place.copy_(x)"),
+    Mutant("DLB: past and present swapped", DLB, "losses.kl(again, said,", "losses.kl(said, again,"),
+    Mutant("DLB: labels of the new images only", DLB, "ce = torch.cat([losses.ce(again, labels, self.smoothing), ce])",
+           "pass"),
+    Mutant("DLB: evaluation is remembered", DLB, "if self.training:", "if True:"),
+    Mutant("DLB: no fixed place", DLB, "!= [(x.shape, x.dtype) for x in self.last]", "!= []"),
+    Mutant("DLB: lost by resume", DLB, "enumerate(self.last)})", "enumerate([])})"),
+    Mutant("DLB: a loaded state is written to", DLB, ".to(device, copy=True)", ".to(device)"),
     #
     Mutant("TF-KD: virtual teacher's probabilities as logits", TFKD, "oracle.log()", "oracle"),
     Mutant("TF-KD: alpha the wrong way round", TFKD, "(1 - self.alpha)", "self.alpha"),

@@ -122,7 +122,8 @@ def test_steps_train_all_that_can_be_trained(name: str) -> None:
         progress.advance()
     assert (int(progress.step), int(progress.epoch)) == (6, 6)
     assert method.phase == method.phases[-1]
-    still = {key for key, value in method.state_dict().items() if torch.equal(value, before[key])}
+    after = method.state_dict()
+    still = {key for key, value in before.items() if torch.equal(value, after[key])}
     assert not {key for key, p in method.named_parameters() if p.requires_grad} & still
     ensemble = method.ensemble()
     if name == "snapshot":  # every copy is of its own time

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from teacherless.methods.byot import BYOT as BYOT
     from teacherless.methods.cs_kd import CSKD as CSKD
     from teacherless.methods.ddgsd import DDGSD as DDGSD
+    from teacherless.methods.dlb import DLB as DLB
     from teacherless.methods.dml import DML as DML
     from teacherless.methods.fitnets import FitNets as FitNets
     from teacherless.methods.frskd import FRSKD as FRSKD
@@ -51,6 +52,7 @@ _HOME = {
         "BYOT",
         "CSKD",
         "DDGSD",
+        "DLB",
         "DML",
         "FRSKD",
         "FitNets",

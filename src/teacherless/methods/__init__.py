@@ -6,6 +6,7 @@ from teacherless.method import Method
 from teacherless.methods.byot import BYOT
 from teacherless.methods.cs_kd import CSKD
 from teacherless.methods.ddgsd import DDGSD
+from teacherless.methods.dlb import DLB
 from teacherless.methods.dml import DML
 from teacherless.methods.fitnets import FitNets
 from teacherless.methods.frskd import FRSKD
@@ -31,4 +32,5 @@ METHODS: dict[str, type[Method]] = {
     "tf-kd": TFKD,
     "cs-kd": CSKD,
     "snapshot": Snapshot,
+    "dlb": DLB,
 }

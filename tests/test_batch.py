@@ -340,6 +340,15 @@ def two_ranks(rank: int, file: str, case: str) -> None:
             for out in method.steps(half, tl.progress(epochs=2), ddp):
                 out.loss.backward()
         assert (method.memory.sum(1) > 0.5).nonzero().flatten().tolist() == rows.tolist()  # its own rows only
+    elif case == "dlb":
+        method = build("dlb")
+        ddp = nn.parallel.DistributedDataParallel(method)
+        for step in range(3):
+            own = data(method, seed=10 * step + rank)
+            for out in method.steps(own, tl.progress(epochs=1), ddp):
+                out.loss.backward()
+            assert torch.equal(method.last[0], own.inputs[1])  # its own batch only
+            assert bool(out.terms["distil"] > 0) == (step > 0)
     else:
         method = build("dml", update="in_turn")
         ddp = nn.parallel.DistributedDataParallel(method, find_unused_parameters=True)
@@ -352,6 +361,6 @@ def two_ranks(rank: int, file: str, case: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("case", ["ps-kd", "dml in turn"])
+@pytest.mark.parametrize("case", ["ps-kd", "dlb", "dml in turn"])
 def test_inside_distributed_data_parallel(case: str, tmp_path: Path) -> None:
     torch.multiprocessing.spawn(two_ranks, (str(tmp_path / "meet"), case), nprocs=2)

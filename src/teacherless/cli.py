@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 import teacherless
 from teacherless import schemas
-from teacherless.errors import Diverged, InputError, Stopped, unknown
+from teacherless.errors import Diverged, InputError, Stopped, short, unknown
 from teacherless.runs.config import Run
 from teacherless.runs.flags import DataFlags, Flags
 from teacherless.study import show
@@ -480,12 +480,16 @@ def install_completion(*, shell: Literal["bash", "zsh", "fish"] | None = None) -
     print(f"completion is in {path}; open a new shell")
 
 
+DEEPEST = 500  # brackets in a word of a command
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     call: Callable[..., Any] = app
     _prepare_streams()
-    if bad := [word for word in (sys.argv[1:] if argv is None else argv) if "\0" in word]:
-        return _complain(f"found {bad[0]!r}; no word of a command has a NUL", 2)
+    for word in sys.argv[1:] if argv is None else argv:
+        if "\0" in word or word.count("[") + word.count("{") > DEEPEST:  # cyclopts reads lists as JSON
+            return _complain(f"found {short(word)}; a word must be without NUL, and not nested so deeply", 2)
     try:
         code = call(argv, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()

@@ -82,6 +82,13 @@ def test_random_command_lines(
 ONE = ["--methods", "plain", "--seeds", "1", "--jobs", "1", "--steps", "1", "--train-samples", "64"]
 
 
+@pytest.mark.parametrize("flag", ["--set", "--student", "--methods", "--out"])
+def test_words_that_are_deep(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for word in (DEEP, "a=" + DEEP, "[" * 499, "x," + "a=" + "{" * 499):
+        assert main(["compare", flag, word, "--seeds", "0"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
 @pytest.mark.parametrize("out", ["x" * 300, "a\0b", "/proc/nothing/here", "/dev/null/x"])
 def test_folders_that_cannot_be(out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["train", "plain", "--steps", "1"], ["train", "--resume"], ["compare", *ONE]):

@@ -20,7 +20,7 @@ from teacherless.errors import InputError
 from teacherless.study.read_runs import read
 
 SMALL = ["--data", "digits", "--train-samples", "64", "--student", "small-cnn,width=2", "--steps", "2"]
-COUNTS = [pytest.param(25, id="25"), pytest.param(300, id="300", marks=pytest.mark.slow)]
+COUNTS = [pytest.param(12, id="12"), pytest.param(300, id="300", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from teacherless import disk, schemas
 from teacherless.cli import _merged, app, main
 from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
+from teacherless.runs.explain import lessons
 from teacherless.study import report
 from teacherless.study.charts import ticks
+from teacherless.study.churn import churn, often_wrong
 from teacherless.study.compare import compare
 
 COMMON: dict[str, Any] = {"epochs": 3, "train_samples": 100, "batch_size": 32, "student": ("small-cnn,width=4",)}
@@ -79,10 +82,10 @@ def copied(folder: Path, tmp_path: Path) -> Path:
 
 def test_a_run_of_eight_peers(run: Path) -> None:
     found = page(run)
-    assert "one run cannot say" in found and "peer7" in found and "Not a comparison" not in found
+    assert "one run cannot say" in found and "peer7" in found and "peer8" not in found
     assert schemas.summary(run)["chosen"] + " (to ship)" in found  # type: ignore[index]
     assert json.loads((run / "run.json").read_text())["data"]["fingerprint"] in found
-    assert found.count("<figure") == 6  # five panels, and the terms of the loss
+    assert found.count("<figure") == 7  # five panels, the terms of the loss, who teaches whom
 
 
 def test_a_run_killed_halfway(run: Path, tmp_path: Path) -> None:
@@ -104,6 +107,8 @@ def test_a_comparison(comparison: Path) -> None:
     assert report.word(difference) in found
     assert found.count('class="seed"') == 9  # the differences of three seeds, and the accuracies of six runs
     assert f"{table['methods']['plain']['inference']['params']:,}" in found
+    assert all(0 <= row["churn"] <= 100 for row in table["methods"].values())
+    assert 'alt="often-wrong"' in found and found.count('class="arrow"') == 2  # two peers teach each other
 
 
 def test_a_comparison_that_is_not_finished_and_one_with_a_failed_cell(comparison: Path, tmp_path: Path) -> None:
@@ -151,6 +156,64 @@ def test_figures_that_are_too_large_are_named(run: Path, tmp_path: Path) -> None
         (folder / "analysis" / f"{name}.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>" + " " * size)
     found = page(folder)
     assert 'alt="analysis/a"' in found and "analysis/b: too large for this page" in found
+
+
+def test_what_the_doctor_finds_is_said(run: Path, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    finding = {"finding": "peers collapsed", "evidence": "they agree on 100 %", "advice": "other starts"}
+    disk.write_json(folder / "summary.json", summary | {"doctor": [finding]})
+    assert "peers collapsed: they agree on 100 %" in page(folder)
+
+
+def test_who_teaches_whom() -> None:
+    def edges(method: str, students: int = 1, **settings: Any) -> set[tuple[str, str]]:
+        return set(lessons(Run(method=method, **settings), students).edges)
+
+    everyone = {(f"peer{i}", f"peer{j}") for i in range(3) for j in range(3) if i != j}
+    assert edges("dml", 3) == everyone
+    assert edges("dml", 3, set={"topology": "ring"}) == {("peer0", "peer1"), ("peer1", "peer2"), ("peer2", "peer0")}
+    assert edges("dml", 3, set={"topology": "star"}) == {("peer0", "peer1"), ("peer0", "peer2")} | {
+        (f"peer{i}", "peer0") for i in (1, 2)
+    }
+    assert len(edges("one")) == 6
+    assert edges("kd", teacher="somewhere") == {("teacher", "student")}
+    assert edges("ddgsd") == {("student", "student")}
+    assert edges("plain") == edges("label-smoothing") == set()
+
+
+def test_churn_and_what_is_often_wrong() -> None:
+    a, b, c = torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, 0]), torch.tensor([0, 1, 0, 0])
+    assert churn([a, b]) == 25 and churn([a]) is None
+    assert churn([a, b, c]) == pytest.approx(100 * (1 + 2 + 1) / 12)
+    found = often_wrong(torch.stack([a, b, c]), torch.tensor([0, 1, 2, 3]))
+    assert [(w["row"], w["wrong"], w["taken_for"]) for w in found] == [(3, 2, 0), (2, 1, 0)]
+
+
+BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
+
+
+@pytest.mark.skipif(not BROWSER, reason="there is no Chromium here")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser(comparison: Path, tmp_path: Path, width: int) -> None:
+    """The script runs, nothing is refused or reported, no name runs as code, and it prints whole."""
+    folder = copied(comparison, tmp_path)
+    for cell in (folder / "cells").iterdir():
+        stored = json.loads((cell / "run.json").read_text())
+        stored["data"]["name"] = "<script>document.title='taken'</script>"
+        disk.write_json(cell / "run.json", stored)
+    page(folder)
+    base = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
+            f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900"]  # fmt: skip
+    address = (folder / report.NAME).as_uri()
+    shown = subprocess.run([*base, "--dump-dom", address], capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in shown.stderr
+    dom = Elements(shown.stdout)
+    assert "copy as CSV" in dom.text and "taken" not in re.findall("<title>(.*?)</title>", shown.stdout)
+    assert [tag for tag, _ in dom.tags].count("script") == 1
+    pdf = tmp_path / "page.pdf"
+    subprocess.run([*base, f"--print-to-pdf={pdf}", address], capture_output=True, timeout=120, check=True)
+    assert pdf.read_bytes().startswith(b"%PDF")
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,21 @@ from __future__ import annotations
 import copy
 import re
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from teacherless import losses
+from teacherless import losses, models
 from teacherless.method import Batch, Method, Progress
-from teacherless.runs.build import build_method, load_source
+from teacherless.methods import METHODS
+from teacherless.runs.build import build_method, load_source, method_options
 from teacherless.runs.config import Run
 from teacherless.runs.execute import loaders
 from teacherless.training.step import body, make_optimizer, train_step
 
 FAR = 100  # a term this many times larger or smaller than cross-entropy is worth a warning
+CLASSES = 4  # of the noise that shows who teaches whom
 STEPS = 20  # of training before anything is measured: at first all networks say nearly the same
 
 
@@ -70,6 +72,92 @@ def explain(run: Run) -> Explanation:
         found = measure(method, batches[-1], epochs)
         terms += found.terms
     return found._replace(terms=terms)
+
+
+class Lessons(NamedTuple):
+    """Who teaches whom."""
+
+    nodes: list[str]  # the students, and a teacher if there is one
+    edges: list[tuple[str, str]]  # who teaches, who learns; a student that learns from itself is both
+    terms: dict[str, list[str]]  # of the loss, and which students learn from it
+
+
+def lessons(run: Run, students: int) -> Lessons:
+    """Who teaches whom in a run's method, on small networks and noise: neither its data nor its networks are touched.
+
+    One network teaches another if the other's gradient changes with the first one's own weights. Raises: InputError
+    for options that do not fit.
+    """
+    kind, size = METHODS[run.method], 2 * CLASSES
+    nets = [
+        models.create("small-cnn", num_classes=CLASSES, in_channels=1, seed=i, width=4) for i in range(students + 1)
+    ]
+    known = {"num_classes": CLASSES, "num_samples": size}
+    options = method_options(kind, run.method, run.set) | {name: known[name] for name in kind.needs}
+    given = nets[: students if kind.cohort else 1] + (nets[-1:] if run.teacher else [])
+    draw = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        method = kind(*given, **options)
+    inputs = method.wants.views + method.wants.classmate
+    batch = Batch(tuple(torch.randn(inputs, size, 1, 8, 8, generator=draw)), torch.arange(size) % CLASSES,
+                  torch.arange(size))  # fmt: skip
+    owned = _own(method)
+    nodes = [*owned, *(["teacher"] if run.teacher else [])]
+    edges: dict[tuple[str, str], None] = {}
+    terms: dict[str, list[str]] = {}
+    for phase in method.phases:
+        method.train().begin(phase)
+        before = _gradients(method, batch, owned, terms)
+        for name in nodes:
+            other: Any = copy.deepcopy(method)
+            params = dict(other.named_parameters())
+            changed = [params[key] for key in owned[name]] if name in owned else other.teacher.net.parameters()
+            with torch.no_grad():
+                for p in changed:
+                    p.add_(torch.randn(p.shape, generator=draw), alpha=0.1)
+            after = _gradients(other, batch, owned, {})
+            for learner in (each for each in owned if each != name):
+                if not torch.allclose(after[learner], before[learner], rtol=1e-4, atol=1e-7):
+                    edges[name, learner] = None
+    if len(nodes) == 1 and any(learners for term, learners in terms.items() if term != "ce"):
+        edges[nodes[0], nodes[0]] = None
+    return Lessons(nodes, list(edges), terms)
+
+
+def _own(method: Method) -> dict[str, list[str]]:
+    """Of each student the names of the parameters that no other student has."""
+    students = {name: {id(p) for p in net.parameters()} for name, net in method.students().items()}
+    alone = {name: own.difference(*(each for other, each in students.items() if other != name))
+             for name, own in students.items()}  # fmt: skip
+    return {name: [key for key, p in method.named_parameters() if id(p) in own] for name, own in alone.items()}
+
+
+def _gradients(
+    method: Method, batch: Batch, owned: dict[str, list[str]], terms: dict[str, list[str]]
+) -> dict[str, torch.Tensor]:
+    """Each student's gradient of the loss over all turns, as one vector; adds to `terms` who learns from each."""
+    method = copy.deepcopy(method)
+    params = dict(method.named_parameters())
+    now = Progress(torch.tensor(1), torch.tensor(1), torch.tensor(2), 0)
+    totals = {name: torch.zeros(sum(params[key].numel() for key in keys)) for name, keys in owned.items()}
+    with torch.random.fork_rng(devices=[]):
+        with torch.no_grad():
+            method(batch, now)  # a memory has something to remember
+        for turn in range(method.turns):
+            torch.manual_seed(0)
+            for term, value in method(batch, now._replace(turn=turn)).terms.items():
+                for name, keys in owned.items():
+                    if not value.requires_grad:
+                        continue
+                    own = [params[key] for key in keys if params[key].requires_grad]
+                    found = torch.autograd.grad(value, own, retain_graph=True, allow_unused=True)
+                    flat = torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten()
+                                      for p, g in zip(own, found, strict=True)])  # fmt: skip
+                    totals[name] = totals[name] + flat
+                    if flat.any() and name not in terms.setdefault(term, []):
+                        terms[term].append(name)
+    return totals
 
 
 def measure(method: Method, batch: Batch, epochs: int = 30) -> Explanation:

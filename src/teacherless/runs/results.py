@@ -89,7 +89,7 @@ def evaluate_folder(
         nets["ensemble"] = MeanProbability(list(nets.values()))
     loader = Loader(chosen, batch_size=512, augment=None, wants=Wants(index=True), **stats)
     rows: list[Tensor] = []
-    logits, labels = predict(nets, _noting(loader.epoch(0), rows))
+    logits, labels = predict(nets, noting(loader.epoch(0), rows))
     found = {name: dict(metrics(each, labels)) for name, each in logits.items()}
     wrong = _most_confident(logits[shipped], labels)
     guess, sure = predicted(logits[shipped]), log_probs(logits[shipped]).amax(1).exp()
@@ -117,7 +117,7 @@ def _most_confident(logits: Tensor, labels: Tensor) -> Tensor:
     return wrong[sure[wrong].argsort(descending=True, stable=True)][:MISTAKES]
 
 
-def _noting(batches: Iterator[Batch], rows: list[Tensor]) -> Iterator[Batch]:
+def noting(batches: Iterator[Batch], rows: list[Tensor]) -> Iterator[Batch]:
     """The batches, each one's rows noted as it passes: images that cannot be read are left out of them."""
     for batch in batches:
         assert batch.index is not None

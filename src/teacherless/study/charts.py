@@ -48,7 +48,7 @@ class Series(NamedTuple):
 class Mark(NamedTuple):
     """A dot, a line of several points, or a word; what is not used is empty."""
 
-    kind: str  # line, faint, thick, thin, seed, dot, word, or end: a word that ends there
+    kind: str  # line, faint, thick, thin, seed, dot, word, end (a word that ends there), arrow, head
     points: list[tuple[float, float]]
     colour: str
     text: str = ""
@@ -159,6 +159,42 @@ def lines(title: str, axis: str, found: Sequence[Series]) -> Chart:
         reads={s.name: [_short(s.values[i]) if i < len(s.values) else None for i in kept] for s in found},
         places=places, epochs=[i + 1 for i in kept],
     )  # fmt: skip
+
+
+def graph(title: str, nodes: Sequence[str], edges: Sequence[tuple[str, str]], colour: str) -> Chart:
+    """Who teaches whom: names on a circle, an arrow from each teacher to each learner."""
+    middle, height = (WIDTH / 2, 105.0), 210
+    turn = 2 * math.pi / max(len(nodes), 1)
+    at = {node: middle if len(nodes) == 1 else
+          (middle[0] + 150 * math.sin(i * turn + math.pi / 2), middle[1] - 75 * math.cos(i * turn + math.pi / 2))
+          for i, node in enumerate(nodes)}  # fmt: skip
+    marks = []
+    for teacher, learner in edges:
+        if teacher == learner:
+            x, y = at[learner]
+            around = [(x + 34 * math.sin(a), y - 34 + 26 * math.cos(a)) for a in
+                      (math.radians(degree) for degree in range(35, 326, 10))]  # fmt: skip
+            marks += [Mark("arrow", [_round(*p) for p in around], colour), _head(around[-2], around[-1], colour)]
+        else:
+            (x, y), (u, v) = at[teacher], at[learner]
+            far = math.hypot(u - x, v - y)
+            start, end = ((x + (u - x) * t, y + (v - y) * t) for t in (16 / far, 1 - 16 / far))
+            marks += [Mark("arrow", [_round(*start), _round(*end)], colour), _head(start, end, colour)]
+    for node, (x, y) in at.items():
+        marks.append(Mark("dot", [_round(x, y)], colour, node))
+        marks.append(Mark("middle", [_round(x, y + (22 if y >= middle[1] - 1 else -12))], "var(--ink)", node))
+    return Chart(title, height, marks, [], [], [])
+
+
+def _head(start: tuple[float, float], end: tuple[float, float], colour: str) -> Mark:
+    """The head of an arrow that ends at `end`."""
+    angle = math.atan2(end[1] - start[1], end[0] - start[0])
+    sides = [(end[0] - 9 * math.cos(angle + s), end[1] - 9 * math.sin(angle + s)) for s in (0.4, -0.4)]
+    return Mark("head", [_round(*end), *(_round(*side) for side in sides)], colour)
+
+
+def _round(x: float, y: float) -> tuple[float, float]:
+    return round(x, 1), round(y, 1)
 
 
 def _parts(

@@ -21,7 +21,7 @@ from teacherless.evaluation.metrics import flops
 from teacherless.methods import METHODS
 from teacherless.runs.build import load_source, method_options
 from teacherless.runs.config import Run, parse_student, specs
-from teacherless.study import outcome, report
+from teacherless.study import churn, outcome, report
 from teacherless.study.cells import Cell, run_cells
 from teacherless.study.outcome import Table
 from teacherless.study.sweep import choose, parse
@@ -84,7 +84,10 @@ def compare(
         cells += more
     table = outcome.tabulate(cells, results)
     whole = [cell for cell in cells if "failed" not in results[cell.row, cell.run.seed]]
-    outcome.measure(table, whole)
+    source = load_source(whole[0].run, quiet=True) if whole else None
+    outcome.measure(table, whole, source)
+    if source:
+        churn.measure(table, whole, source, out)
     table["sweep"] = swept
     table["settings"] = {**template.model_dump(mode="json"), "seeds": seeds, "methods": names, "sizes": list(sizes),
                          "equal_compute": equal_compute, "sweep": sweep}  # fmt: skip

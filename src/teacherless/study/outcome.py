@@ -30,7 +30,6 @@ from teacherless.data.splits import Split
 from teacherless.evaluation.metrics import flops, metrics, predict
 from teacherless.methods import METHODS
 from teacherless.models.files import Student, load_student, read_config
-from teacherless.runs.build import load_source
 from teacherless.runs.config import Run, specs
 from teacherless.study import plots, statistics
 from teacherless.study import tables as analysis
@@ -143,9 +142,8 @@ def _summary(values: Mapping[int, float | None]) -> statistics.Summary | None:
     return statistics.summarise(list(known.values())) if known else None
 
 
-def measure(table: Table, cells: Sequence[Cell]) -> None:
+def measure(table: Table, cells: Sequence[Cell], source: Source | None) -> None:
     """Add what needs the networks themselves: the price of training and of inference, and plain's ensembles."""
-    source = load_source(cells[0].run, quiet=True) if cells else None
     first: dict[str, Cell] = {}  # of each row
     for cell in cells:
         first.setdefault(cell.row, cell)

@@ -1,7 +1,8 @@
 """report.html: what a run or a comparison found, on one page that needs nothing else.
 
-Everything on it is read from the files of the folder: no data and no network is touched, so the test set is not read
-again. The page loads nothing, its one script is allowed by its hash, and without it all numbers and drawings stay.
+Everything on it is read from the files of the folder: no data and none of its networks is touched, so the test set is
+not read again. Who teaches whom is asked of the method itself, on small networks and noise. The page loads nothing, its
+one script is allowed by its hash, and without it all numbers and drawings stay.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import math
 import shlex
 import sys
@@ -21,13 +23,15 @@ from teacherless import disk, schemas
 from teacherless.errors import InputError
 from teacherless.methods import METHODS
 from teacherless.runs.config import Run, as_given
+from teacherless.runs.explain import lessons
 from teacherless.study import outcome, show
 from teacherless.study.cells import Cell
-from teacherless.study.charts import Chart, Dot, Row, Series, lines, rows, scatter
+from teacherless.study.charts import Chart, Dot, Row, Series, graph, lines, rows, scatter
 from teacherless.study.statistics import INTERVAL_FROM, VISIBLE
 from teacherless.study.tables import curves
 from teacherless.training.settings import read
 
+log = logging.getLogger("teacherless.study.report")
 NAME = "report.html"
 LARGEST = 2_000_000  # bytes of a page; figures that do not fit any more are named instead
 PANELS = (("train/nll", "cross-entropy on training images, nats"), ("val/nll", "cross-entropy on validation, nats"),
@@ -45,6 +49,15 @@ class Verdict(NamedTuple):
     word: str  # BEATS, DOES NOT BEAT, INCONCLUSIVE, FAILED
     who: str
     says: str
+
+
+class Finding(NamedTuple):
+    """Of the doctor."""
+
+    who: str
+    finding: str
+    evidence: str
+    advice: str
 
 
 class Table(NamedTuple):
@@ -68,9 +81,11 @@ class Page(NamedTuple):
     state: str
     verdicts: list[Verdict]
     notes: list[str]
+    findings: list[Finding]
     picture: list[Chart]
     table: Table
     curves: list[Chart]
+    lessons: list[Chart]
     figures: list[Figure]
     settings: dict[str, str]
     data: dict[str, str]
@@ -126,15 +141,18 @@ def _run(folder: Path) -> Page:
     method = settings.get("method") or (summary or {}).get("method") or "a method of one's own"
     total = stored.get("epochs", settings.get("epochs"))
     state = "finished" if summary else f"not finished: epoch {len(history)} of {total}"
+    students = list(summary["students"]) if summary else _students(history)
     name = data.get("name") or "data given from Python"
     return Page(
         title=f"{method} on {name}",
         state=f"one run, seed {settings.get('seed')}, {state}",
         verdicts=[_verdict_of_run(method, summary, data)],
         notes=_notes(settings, summary),
+        findings=_findings({method: [summary]} if summary else {}),
         picture=[],
         table=_table_of_run(summary, history),
         curves=_curves({student: [history] for student in _students(history)}, single=True) + _terms(history),
+        lessons=_lessons({method: (_read(settings), len(students))} if "method" in settings and students else {}),
         figures=_figures(folder),
         settings=_shown(settings),
         data=_about_data(dict(stored)),
@@ -210,7 +228,7 @@ def _comparison(folder: Path) -> Page:
     stored = _stored_comparison(folder)
     table = outcome.tabulate(cells, results)
     for row, each in table["methods"].items():
-        each |= {key: stored.get("methods", {}).get(row, {}).get(key) for key in ("train_flops", "inference")}
+        each |= {key: stored.get("methods", {}).get(row, {}).get(key) for key in ("train_flops", "inference", "churn")}
     settings = stored.get("settings") or _settings_so_far(sorted(found, key=_order))
     about: dict[str, Any] = dict(schemas.stored(found[0].folder) or {"data": {}})
     data = about["data"]
@@ -227,9 +245,13 @@ def _comparison(folder: Path) -> Page:
         notes=[*_notes(settings, None), *([] if whole else [SO_FAR]), f"mean ± std over seeds; {table['caveat']}",
                *([f"one of the {data['test']} test images is {100 / data['test']:.2f} points"]
                  if data.get("test") else [])],
+        findings=_findings({row: [done for (name, _), done in results.items() if name == row and "failed" not in done]
+                            for row in table["methods"]}),
         picture=_picture(table),
         table=_table(table),
         curves=_curves(histories, single=False),
+        lessons=_lessons({cell.row: (cell.run, len(results[cell.row, cell.run.seed]["students"])) for cell in cells
+                          if not cell.row.startswith("plain") and "failed" not in results[cell.row, cell.run.seed]}),
         figures=_figures(folder),
         settings=_shown(settings),
         data=_about_data(about),
@@ -250,8 +272,7 @@ def _cell(path: Path) -> Cell | None:
     stored = schemas.stored(path)
     if stored is None:
         return None
-    run = read(Run, as_given(stored["settings"]), where=f"{path / 'run.json'}: ")
-    return Cell(path.name.rpartition("-s")[0], run, path)
+    return Cell(path.name.rpartition("-s")[0], _read(stored["settings"]), path)
 
 
 def _order(cell: Cell) -> tuple[int, str, int]:
@@ -322,6 +343,10 @@ def _picture(table: Mapping[str, Any]) -> list[Chart]:
         charts.append(rows(f"test {metric} of each seed, and the mean, %", [
             Row(row, each["student"]["mean"], list(each["per_seed"].values()), None, None, tone[row])
             for row, each in tested.items()]))  # fmt: skip
+    disagree = {row: each for row, each in methods.items() if each.get("churn") is not None}
+    if disagree:
+        charts.append(rows("churn: validation images on which two retrained networks disagree, %", [
+            Row(row, each["churn"], [], None, None, tone[row]) for row, each in disagree.items()]))  # fmt: skip
     priced = {row: each for row, each in tested.items() if each["cost"]}
     if len(priced) > 1:
         charts.append(scatter(f"test {metric}, %, against training cost, plain = 1", [
@@ -332,8 +357,8 @@ def _picture(table: Mapping[str, Any]) -> list[Chart]:
 
 def _table(table: Mapping[str, Any]) -> Table:
     columns = ["method", "seeds", f"test {table['metric']} %", "std", "vs plain", "low", "high", "NLL", "ECE %",
-               "training, plain = 1", "seconds", "best on validation", "ensemble", "parameters", "ms an image",
-               "failed"]  # fmt: skip
+               "training, plain = 1", "seconds", "best on validation", "ensemble", "churn %", "parameters",
+               "ms an image", "failed"]  # fmt: skip
     cells = []
     for row, each in table["methods"].items():
         student, difference, size = each["student"] or {}, each["difference"] or {}, each["inference"] or {}
@@ -344,7 +369,7 @@ def _table(table: Mapping[str, Any]) -> Table:
             _number((each["nll"] or {}).get("mean"), "{:.3f}"), _number((each["ece"] or {}).get("mean")),
             _number(each["cost"]), _number(each["train_seconds"], "{:.1f}"),
             *(_number((each[key] or {}).get("mean")) for key in ("best", "ensemble")),
-            _number(size.get("params"), "{:,}"), _number(size.get("ms")),
+            _number(each.get("churn")), _number(size.get("params"), "{:,}"), _number(size.get("ms")),
             str(len(each["failed"]) or ""),
         ])  # fmt: skip
     used = [i for i in range(len(columns)) if i < 2 or any(row[i] for row in cells)]
@@ -373,6 +398,36 @@ def _curves(histories: Mapping[str, Sequence[Any]], *, single: bool) -> list[Cha
     return charts
 
 
+def _read(settings: Mapping[str, Any]) -> Run:
+    return read(Run, as_given(settings), where="run.json: ")
+
+
+def _lessons(found: Mapping[str, tuple[Run, int]]) -> list[Chart]:
+    """Who teaches whom in each method of several networks, or of one that learns from itself."""
+    tone = _colours(found)
+    charts = []
+    for row, (run, students) in found.items():
+        try:
+            seen = lessons(run, students)
+        except (InputError, ValueError, RuntimeError) as error:  # a method that small networks do not suit
+            log.debug("%s: who teaches whom is not known: %s", row, error)
+            continue
+        if seen.edges:
+            charts.append(graph(f"{row} ({', '.join(seen.terms)})", seen.nodes, seen.edges, tone[row]))
+    return charts
+
+
+def _findings(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Finding]:
+    """What the doctor found in the runs of each name, once each."""
+    found: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+    for name, each in summaries.items():
+        for summary in each:
+            for one in summary.get("doctor", []):
+                found.setdefault((name, one["finding"]), []).append(one)
+    return [Finding(name if len(summaries[name]) == 1 else f"{name}, {len(each)} of {len(summaries[name])} runs", what,
+                    each[0]["evidence"], each[0]["advice"]) for (name, what), each in found.items()]  # fmt: skip
+
+
 def _colours(names: Iterable[str]) -> dict[str, str]:
     """Those of the methods in every picture; what is black there is as the text here."""
     from teacherless.study.plots import BLACK, colours
@@ -382,11 +437,8 @@ def _colours(names: Iterable[str]) -> dict[str, str]:
 
 def _figures(folder: Path) -> list[Figure]:
     """The drawings of `analyse` and `evaluate`, and those of the comparison that the page does not draw itself."""
-    paths = [
-        folder / "cohort-size.svg",
-        *sorted(folder.glob("evaluation/*/*.svg")),
-        *sorted(folder.glob("analysis/*.svg")),
-    ]
+    own = [folder / f"{name}.svg" for name in ("often-wrong", "cohort-size")]
+    paths = [*own, *sorted(folder.glob("evaluation/*/*.svg")), *sorted(folder.glob("analysis/*.svg"))]
     return [Figure(path.relative_to(folder).with_suffix("").as_posix(),
                    "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode())
             for path in paths if path.is_file()]  # fmt: skip

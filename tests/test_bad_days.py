@@ -82,7 +82,7 @@ def test_what_blows_up_in_the_last_step_is_not_shipped(
     printed = capsys.readouterr()
     assert "ship" not in printed.out
     assert printed.err.count("\n") == 1
-    assert "training diverged: predictions of " in printed.err
+    assert "training diverged at step 1: predictions of " in printed.err
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "run.json", "metrics.jsonl", "checkpoints"}
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
     assert None in line.values()

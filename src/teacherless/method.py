@@ -163,6 +163,11 @@ class Method(nn.Module):
         """A predictor that returns logits, or None where the method has no ensemble."""
         return None
 
+    def left(self) -> Tensor | None:
+        """The step at which each student stopped to matter to the others since it was not finite, -1 for one that still
+        does, `[S]`; None where a student that is not finite ends the training."""
+        return None
+
     def shard(self, students: Sequence[int], exchange: Exchange) -> Method | None:
         """The same method over some of its students, which meet the others in `exchange`; None if it does not split.
 

@@ -6,6 +6,7 @@ A file may hold more than its schema; what the schema says, a reader can rely on
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypeVar, cast
 
@@ -162,6 +163,7 @@ class Summary(TypedDict):
     ensemble: Row | None
     chosen: str
     doctor: NotRequired[list[Finding]]
+    left: NotRequired[dict[str, int]]  # students that are not finite, and after how many steps
     files: NotRequired[dict[str, str]]
     train_seconds: Number
 
@@ -227,6 +229,16 @@ class State(TypedDict):
 
     loop: Loop
     recorder: Recorded
+
+
+def staying(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows of a summary's students, without those that have left."""
+    return {name: row for name, row in summary["students"].items() if name not in summary.get("left", {})}
+
+
+def who_left(left: Mapping[str, int]) -> str:
+    """As it is printed: `peer1 not finite since step 30`."""
+    return ", ".join(f"{name} not finite since step {step}" for name, step in left.items())
 
 
 class Failed(TypedDict):

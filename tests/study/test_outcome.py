@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from teacherless.cli import main
 from teacherless.evaluation.metrics import flops
 from teacherless.runs.build import load_source
 from teacherless.runs.config import Run
+from teacherless.study import show
 from teacherless.study.cells import Cell
 from teacherless.study.cost import training_flops
 from teacherless.study.outcome import Results, comparable, tabulate, ways, write_csv
@@ -128,6 +130,20 @@ def test_training_flops() -> None:
     turns = pair.model_copy(update={"set": {"update": "in_turn"}})
     assert training_flops(turns, source) == pytest.approx(2 * counted + 2 * forward * 64 * steps)
     assert training_flops(run.model_copy(update={"epochs": 1, "steps": 6}), source) == counted // steps * 6
+
+
+def test_who_left_is_said_and_not_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair: Rows = {"peer0": (90.0, 91.0), "peer1": (None, math.nan)}
+    cells, results = comparison([{"student": (90.0, 90.0)}], [pair])
+    results["dml", 0].update(left={"peer1": 30})
+    table = tabulate(cells, results)
+    assert table["methods"]["dml"]["per_seed"] == {0: 91.0}
+    for found in table["methods"].values():
+        found |= {"train_flops": None, "inference": None}
+    write_csv(table, tmp_path / "compare.csv")
+    assert "peer1 not finite since step 30" in (tmp_path / "compare.csv").read_text()
+    show.comparison({**table, "sweep": None, "cohort_size": []})
+    assert "dml, seed 0: peer1 not finite since step 30; its numbers are the others'" in capsys.readouterr().out
 
 
 def test_csv_of_a_comparison_that_failed(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ Defaults:
     topology "complete" (ours to change): whom a peer listens to. "ring": the peer before. "star": everyone to peer 0,
     peer 0 to everyone. "weak-to-strong": to the mean of the stronger ones, strength being the order of the students,
     the strongest last; it listens to nobody. Or a matrix, row k the weights of peer k's targets, summing to 1 or 0.
+    A peer whose prediction is not finite leaves for good (ours): from that step on it is in nobody's mean and in no
+    term, the mean is over the others that remain, and `left()` has the step. When all have left, the terms are NaN.
     views 1. With views V > 1 (ours) each peer sees V distortions and each of the K·V predictions learns from the mean
     of all the others; V = 1 is DML, and K = 1 with V = 2 is the KL part of DDGSD.
 
@@ -53,7 +55,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -79,9 +81,14 @@ def mean_of_others(own: Tensor) -> Tensor:
     """
     rest = len(own) - 1
     total = reduce(Tensor.add_, own[1:].unbind(0), own[0].clone()).div_(rest)
-    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(own):
+    if _transformed(own):
         return torch.sub(total, own, alpha=1 / rest)  # vmap knows no out=
     return torch.sub(total, own, alpha=1 / rest, out=own)
+
+
+def _transformed(x: Tensor) -> bool:
+    """Whether this is inside torch.func."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def gather_local(own: Tensor) -> tuple[Tensor, slice]:
@@ -145,6 +152,8 @@ class DML(Method):
 
     cohort = True
     listening: Tensor
+    left_at: Tensor
+    rows: Sequence[int] | slice = slice(None)  # which of all peers are ours: a shard has some
     variants: ClassVar[dict[str, dict[str, Any]]] = {"sum": {"reduce": "sum"}}
 
     def __init__(
@@ -185,6 +194,7 @@ class DML(Method):
         self.complete = topology == "complete" and mimicry != "symmetric"  # then the mean of the others is enough
         rows = listening(topology, len(peers)) if views == 1 else listening("complete", len(peers) * views)
         self.register_buffer("listening", rows, persistent=False)
+        self.register_buffer("left_at", torch.full((len(peers),), -1))
         self.turns = len(peers) if update == "in_turn" else 1
         self.needs_progress = ramp_epochs > 0
         self.wants = Wants(views=views)
@@ -196,7 +206,7 @@ class DML(Method):
         checks.one_width(each)
         own = torch.cat(each)  # [K·V·B, C]
         own = own.reshape(-1, len(batch.labels), own.shape[-1])  # [K·V, B, C]
-        ce, mimicry = self._scores(own, batch.labels)  # [K·V, B]
+        ce, mimicry = self._scores(own, batch.labels, progress.step)  # [K·V, B]
         if self.update == "in_turn":
             assert progress.turn is not None
             learner = slice(progress.turn * self.views, (progress.turn + 1) * self.views)
@@ -207,36 +217,73 @@ class DML(Method):
             terms["mimicry"] = terms["mimicry"] * ramp(progress, self.ramp_epochs, terms["mimicry"].dtype)
         return Output(terms, own.detach()[:: self.views])
 
-    def _scores(self, own: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and mimicry of each prediction. `[k, B, C], [B] or [B, C] -> [k, B], [k, B]`."""
+    def _scores(self, own: Tensor, labels: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and mimicry of each prediction, 0 for who has left. `[k, B, C], [B(, C)] -> [k, B], [k, B]`."""
         closed = self.complete and self.mimicry == "pairwise" and self.temperature == 1
         if closed and self.update == "simultaneous" and labels.dim() == 1:
-            ce, mimicry = mutual(own, labels, self.exchange, self.smoothing)
+            ce, mimicry = mutual(own, labels, partial(self._mean_of_others, step=step), self.smoothing)
         else:
             log_p = losses.log_probs(own, self.temperature)
-            mimicry = self._from_mean(log_p) if self.complete else self._from_all(log_p)
+            mimicry = self._from_mean(log_p, step) if self.complete else self._from_all(log_p, step)
             shared = log_p if self.temperature == 1 else losses.log_probs(own)
             ce = losses.nll(shared, labels, self.smoothing)
-        return ce, mimicry * (len(self.listening) - 1) if self.complete and self.reduce == "sum" else mimicry
+        if self.complete:
+            mimicry = mimicry * (len(self.listening) - 1) if self.reduce == "sum" else mimicry / self._heard(mimicry)
+        silent = self._gone() & (self.left_at < 0).any()  # were all silent, the loss would be 0
+        return torch.where(silent[:, None], 0, ce), torch.where(silent[:, None], 0, mimicry)  # NaN times 0 is NaN
 
-    def _from_mean(self, log_p: Tensor) -> Tensor:
+    def left(self) -> Tensor:
+        """The step at which each peer left the others' mean, -1 for one that is in it."""
+        return self.left_at
+
+    def _gone(self) -> Tensor:
+        """Which of our predictions are of peers that have left, `[k·V]`."""
+        return (self.left_at[self.rows] >= 0).repeat_interleave(self.views)
+
+    def _leave(self, neg_entropy: Tensor, step: Tensor) -> Tensor:
+        """A peer whose Σ p log p is not finite leaves; not inside torch.func, where nothing can be written.
+
+        Returns: which of our predictions are of peers that have left. `[k·V, B] -> [k·V]`.
+        """
+        if not _transformed(neg_entropy):
+            left = self.left_at[self.rows]
+            stays = neg_entropy.reshape(len(left), -1).isfinite().all(1)
+            self.left_at[self.rows] = torch.where((left >= 0) | stays, left, step)
+        return self._gone()
+
+    def _mean_of_others(self, own: Tensor, step: Tensor) -> Tensor:
+        """The exchange, with 0 for who has left: `_heard` times the mean of the others that remain. `[k, B, C+1]`."""
+        return self.exchange(own.masked_fill_(self._leave(own[..., -1], step)[:, None, None], 0))
+
+    def _heard(self, like: Tensor) -> Tensor:
+        """The share of the other predictions that are in the mean, known after the exchange; 1 if nobody has left."""
+        others = (self.left_at < 0).sum() * self.views - 1
+        return others.clamp_min(1).to(like) / (len(self.listening) - 1)
+
+    def _from_mean(self, log_p: Tensor, step: Tensor) -> Tensor:
         """Mimicry of the mean of all the others. `[k, B, C] -> [k, B]`."""
         constants = log_p.detach()
         p = constants.exp()
         message = torch.cat([p, (p * constants).sum(-1, keepdim=True)], -1)  # [k, B, C+1]: Σ p log p travels beside p
-        others = self.exchange(message)
+        others = self._mean_of_others(message, step)
         target, constant = others[..., :-1], others[..., -1]
         if self.mimicry == "dml_e":
-            constant = _neg_entropy(target)
+            heard = self._heard(target)
+            constant = heard * _neg_entropy(target / heard)
         return constant - (target * log_p).sum(-1)
 
-    def _from_all(self, log_p: Tensor) -> Tensor:
+    def _from_all(self, log_p: Tensor, step: Tensor) -> Tensor:
         """Mimicry of whom each peer listens to. `[k, B, C] -> [k, B]`."""
         all_log_p, mine = self.gather(log_p.detach())  # [K, B, C]
-        rows = self.listening[mine].to(log_p)  # [k, K]
-        if self.reduce == "sum":
-            rows = rows * (rows > 0).sum(1, keepdim=True)
         p = all_log_p.exp()
+        gone = self._leave((p * all_log_p).sum(-1), step)  # [K]
+        all_log_p, p = (x.masked_fill(gone[:, None, None], 0) for x in (all_log_p, p))
+        listening = self.listening[mine].to(log_p)  # [k, K]
+        rows = listening.masked_fill(gone, 0)
+        if self.reduce == "sum":
+            rows = rows * (listening > 0).sum(1, keepdim=True)
+        else:  # the weights of those who are left add up to what all did
+            rows = rows * (listening.sum(1) / rows.sum(1).clamp_min(torch.finfo(rows.dtype).tiny))[:, None]
         target = _mix(rows, p)  # [k, B, C]
         constant = _neg_entropy(target) if self.mimicry == "dml_e" else _mix(rows, (p * all_log_p).sum(-1))
         found = constant - (target * log_p).sum(-1)
@@ -260,8 +307,9 @@ class DML(Method):
         return {f"peer{i}": peer for i, peer in enumerate(self.peers)}
 
     def ensemble(self) -> nn.Module | None:
-        """The mean of the peers' probabilities."""
-        return MeanProbability(self.peers) if len(self.peers) > 1 else None
+        """The mean of the peers' probabilities, of those that have not left."""
+        here = [peer for peer, left in zip(self.peers, self.left_at.tolist(), strict=True) if left < 0]
+        return MeanProbability(here) if len(here) > 1 else None
 
     def shard(self, students: Sequence[int], exchange: Exchange) -> DML | None:
         """A DML over some of the peers, the same modules; None where a peer needs more than the mean of the others."""
@@ -269,7 +317,7 @@ class DML(Method):
             return None
         part = copy.copy(self)
         part._modules = {"peers": nn.ModuleList(self.peers[i] for i in students)}
-        part.exchange = exchange
+        part.exchange, part.rows = exchange, list(students)
         return part
 
     def param_groups(self) -> list[dict[str, Any]]:

@@ -46,8 +46,8 @@ def read_run(path: Path, *, trust_imports: bool = False) -> StoredRun:
     if not students:
         raise InputError(f"{path}: holds no students; the run is not finished")
     chosen = summary["chosen"] if summary and whole == folder else next(iter(students))
-    if summary and whole == folder and summary["students"].keys() != students.keys():
-        raise InputError(f"{path}: summary.json is of {', '.join(summary['students'])}; students/ holds "
+    if summary and whole == folder and schemas.staying(summary).keys() != students.keys():
+        raise InputError(f"{path}: summary.json is of {', '.join(schemas.staying(summary))}; students/ holds "
                          f"{', '.join(students)}")  # fmt: skip
     run = _settings(folder, trust_imports) if folder else None
     if run and run.init is not None:  # its students remember how images are read; where they began may be gone

@@ -49,12 +49,14 @@ def headline(row: Mapping[str, Any]) -> float | None:
 
 
 def comparable(run: Run, summary: Table) -> dict[str, Table]:
-    """The students with plain's architecture: all branches of a network; of a mixed cohort, those like its first."""
-    students: dict[str, Table] = summary["students"]
+    """The students with plain's architecture that have not left: all branches of a network; those like a mixed cohort's
+    first."""
+    students = schemas.staying(summary)
     kinds = [(spec.name, spec.arguments) for spec in specs(run)]
-    if len(kinds) != len(students):
+    if len(kinds) != len(summary["students"]):
         return students
-    return {name: row for (name, row), kind in zip(students.items(), kinds, strict=True) if kind == kinds[0]}
+    kind_of = dict(zip(summary["students"], kinds, strict=True))
+    return {name: row for name, row in students.items() if kind_of[name] == kinds[0]}
 
 
 def one_network(run: Run, summary: Table) -> float | None:
@@ -108,6 +110,7 @@ def tabulate(cells: Sequence[Cell], results: Results) -> Table:
             "cost": costs.get(row),
             "train_seconds": stdlib.median(s["typical_seconds"] for _, s in each.values()) if each else None,
             "verdict": statistics.verdict(row, difference, costs.get(row)) if difference else None,
+            "left": {seed: schemas.who_left(s["left"]) for seed, (_, s) in each.items() if s.get("left")},
             "failed": {seed: s["failed"] for (name, seed), s in results.items() if name == row and "failed" in s},
         }  # fmt: skip
     sizes = {found["networks"] or 1 for found in table["methods"].values()} - {1}
@@ -222,7 +225,7 @@ def write_csv(table: Table, path: Path) -> None:
     """One line per row of the table, then one for each number of plain networks."""
     header = ["method", "seeds", f"test_{table['metric']}", "std", "difference", "low", "high", "p_holm", "nll", "ece",
               "networks", "best_on_validation", "ensemble", "cost", "train_seconds", "train_flops", "params", "flops",
-              "ms", "low_ms", "high_ms", "verdict", "failed"]  # fmt: skip
+              "ms", "low_ms", "high_ms", "verdict", "left", "failed"]  # fmt: skip
     with disk.whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         out = csv.DictWriter(file, header)
         out.writeheader()
@@ -235,7 +238,7 @@ def write_csv(table: Table, path: Path) -> None:
                 "std": student.get("std"), "difference": difference.get("mean"), "low": low, "high": high,
                 "p_holm": difference.get("p_holm"), "best_on_validation": means.pop("best"), **means,
                 **{key: found[key] for key in ("networks", "cost", "train_seconds", "train_flops", "verdict")},
-                **(found["inference"] or {}), "failed": "; ".join(found["failed"].values()),
+                **(found["inference"] or {}), **{key: "; ".join(found[key].values()) for key in ("left", "failed")},
             })  # fmt: skip
         for found in table["plain_networks"]:
             k = found["networks"]

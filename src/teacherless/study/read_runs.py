@@ -201,6 +201,8 @@ def _see(label: str, kind: str, one: _Loaded, source: Source) -> AnalysedRun:
     features = {name: part.features for name, part in on_all[2].items() if part.features is not None}
     labels = [next(iter(each.values())).labels for each in on_all]
     like_plain = list(comparable(run, one.summary))
+    if not like_plain:
+        raise InputError(f"{one.folder}: {schemas.who_left(one.summary['left'])}; no student like plain's is left")
     loaders = (train, views, whole)
     return AnalysedRun(
         label, kind, run, one.folder, nets, like_plain, one.summary, *loaders, on_train, on_test, features, *labels

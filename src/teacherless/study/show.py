@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teacherless import disk
+from teacherless import disk, schemas
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,6 +110,8 @@ def summary(found: Mapping[str, Any], folder: Path, *, smoke: bool = False) -> N
         print(f"every piece ran: {folder}")
         return
     dead, best = found.get("dead", []), found["chosen"]
+    if found.get("left"):
+        print(f"out of the others' mean, and not shipped: {schemas.who_left(found['left'])}; try a lower --lr")
     if found.get("unreadable"):
         print(f"{found['unreadable']} images could not be read: {folder / 'unreadable.txt'}")
     doctor(found.get("doctor", []))
@@ -230,6 +232,8 @@ def comparison(found: Mapping[str, Any], *, smoke: bool = False) -> None:
     for name, row in methods.items():
         if row["verdict"]:
             print(row["verdict"])
+        for seed, who in row["left"].items():
+            print(printable(f"{name}, seed {seed}: {who}; its numbers are the others'"))
         for seed, why in row["failed"].items():
             print(printable(f"{name}, seed {seed} failed: {why}"))
     if found["sweep"]:

@@ -93,7 +93,7 @@ def _score(cells: Sequence[Cell]) -> tuple[float, float] | None:
         if "failed" in done:
             return None
         last = schemas.lines(cell.folder)[-1]
-        for name, row in done["students"].items():
+        for name, row in schemas.staying(done).items():
             if row["val_top1"] is None:
                 raise InputError("--sweep: the data has no validation split to choose on")
             top1.append(row["val_top1"])
@@ -109,5 +109,5 @@ def _seconds(cell: Cell) -> float:
 def _told(cell: Cell, done: Mapping[str, Any]) -> str:
     if "failed" in done:
         return f"failed: {done['failed']}"
-    best = fmean(row["val_top1"] or 0.0 for row in done["students"].values())
+    best = fmean(row["val_top1"] or 0.0 for row in schemas.staying(done).values())
     return f"{best:.2f} % on validation, {done['train_seconds']:.1f} s"

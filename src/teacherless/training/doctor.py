@@ -7,7 +7,7 @@ epochs or few images is not said.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -57,11 +57,12 @@ def examine(run: Record) -> list[Finding]:
     return [found for check in CHECKS for found in check(run)]
 
 
-def listening(method: Method) -> Tensor | None:
-    """Which student learns from which, of a method that says so. `[K, K]`."""
+def listening(method: Method, students: Collection[str]) -> Tensor | None:
+    """Which of these students learns from which, of a method that says so. `[k, k]`."""
     rows = getattr(method, "listening", None)
     known = rows is not None and len(rows) == len(method.students()) and float(getattr(method, "weight", 1.0)) > 0
-    return rows if known else None
+    here = [name in students for name in method.students()]
+    return rows[here][:, here] if rows is not None and known else None
 
 
 def frozen_norms(students: Mapping[str, nn.Module]) -> list[str]:

@@ -193,7 +193,7 @@ def _as_finished(training: Training, out: Path, summary: dict[str, Any], about: 
 
     Raises: InputError if something is lost that no checkpoint can give back.
     """
-    files = [f"students/{name}/{file}" for name in training.students for file in (WEIGHTS, CONFIG)]
+    files = [f"students/{name}/{file}" for name in schemas.staying(summary) for file in (WEIGHTS, CONFIG)]
     lost = disk.damaged(out, [*files, "metrics.jsonl"], summary.get("files", {}))
     if not lost:
         training.say(f"{out} is finished; nothing to resume")
@@ -210,8 +210,9 @@ def _as_finished(training: Training, out: Path, summary: dict[str, Any], about: 
     elif lost:
         raise InputError(f"{out / lost[0]}: is missing or damaged, and there is no checkpoint to mend it from")
     else:
-        for name, net in training.students.items():
-            load_weights(net, out / "students" / name / WEIGHTS)
+        for name in schemas.staying(summary):
+            load_weights(training.students[name], out / "students" / name / WEIGHTS)
+    training.left = summary.get("left", {})
     if lost:
         training.say(f"missing or damaged, and written again from {path}: {', '.join(lost)}")
         if (sums := _write(training, out, about)) != summary.get("files"):
@@ -252,9 +253,11 @@ def _list_unreadable(training: Training, out: Path, about: About) -> int:
 
 
 def _write(training: Training, out: Path, about: About) -> dict[str, str]:
-    """Students and metrics.jsonl, on the disk when this returns; the SHA-256 of each file."""
+    """Students that have not left and metrics.jsonl, on the disk when this returns; the SHA-256 of each file."""
     sums = {}
     for name, net in training.students.items():
+        if name in training.left:
+            continue
         for file, digest in save_student(out / "students" / name, net, about.student).items():
             sums[f"students/{name}/{file}"] = digest
     return {**sums, "metrics.jsonl": training.recorder.rewrite()}

@@ -9,14 +9,14 @@ import contextlib
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from teacherless import losses
+from teacherless import losses, schemas
 from teacherless.data import Loader
 from teacherless.data.own_loader import Adapted
 from teacherless.errors import ADVICE, Diverged, InputError, Stopped
@@ -72,6 +72,7 @@ class Training:
         self.same_views = False  # a first batch held several distortions of each image that were one
         self.sound = 0  # the last finished epoch's checkpoint has this number, if there is one
         self.best: tuple[float, dict[str, Tensor]] | None = None
+        self.left: dict[str, int] = {}  # students that are not finite, and after how many steps
         file = out and out / "metrics.jsonl"
         self.recorder = Recorder(list(self.students), self.all_epochs, self.per_epoch, file, quiet=quiet)
         torch.manual_seed(settings.seed)
@@ -143,13 +144,16 @@ class Training:
         """An epoch's evaluation, its line, its checkpoint."""
         self.progress.epoch.add_(1)
         self.recorder.stop()
+        self._see_who_left()
         values = self._evaluate(signals)
-        named = {"phase": self.method.phase} if self.method.phase else {}
+        named: dict[str, Any] = {"phase": self.method.phase} if self.method.phase else {}
+        named |= {"left": self.left} if self.left else {}
         lr = float(self.optimizer.param_groups[0]["lr"])
         line = self.recorder.epoch(self.phase * self.epochs + self.epoch, self.step, lr, values, **named)
         self.enough = bool(self.on_epoch and self.on_epoch(line))
         self.epoch, self.batch = self.epoch + 1, 0
-        if all(math.isfinite(each["nll"]) for each in values.values()):
+        self._end_if_over((), "")
+        if not self._over({name for name, each in values.items() if not math.isfinite(each["nll"])}):
             self.sound = self._number()
         self.epoch_random = checkpoint.random_state()
         if signals and signals.asked:
@@ -179,7 +183,8 @@ class Training:
         with self.average or contextlib.nullcontext():
             with at_once:
                 values = evaluate(self.students, self.val.epoch(0))
-            mean = sum(v["top1"] for v in values.values()) / len(values)
+            here = [v["top1"] for name, v in values.items() if name not in self.left]
+            mean = sum(here) / max(len(here), 1)
             if self.settings.select == "best" and (self.best is None or mean > self.best[0]):
                 self.best = mean, {key: value.clone() for key, value in self.method.state_dict().items()}
         return values
@@ -194,11 +199,36 @@ class Training:
     def check(self) -> None:
         """Raises: Diverged if what was recorded since the epoch began, or a student's weights, is not finite."""
         self.recorder.check(self.phase * self.epochs + self.epoch)
+        self._see_who_left()
         bad = [name for name, net in self.students.items() if not all(map(_is_finite, net.state_dict().values()))]
-        if bad:
-            raise Diverged(
-                f"training diverged at step {self.step}: weights of {', '.join(bad)} are not finite; {ADVICE}"
-            )
+        self._end_if_over(bad, f"weights of {', '.join(bad)} are not finite" if bad else "")
+
+    def _who_left(self) -> dict[str, int]:
+        flags = self.method.left()
+        return {} if flags is None else {n: at for n, at in zip(self.students, flags.tolist(), strict=True) if at >= 0}
+
+    def _see_who_left(self) -> None:
+        if (left := self._who_left()) != self.left:
+            self.left, self.best = left, None  # an epoch's mean over all is not compared with that over some
+
+    def _over(self, bad: Collection[str]) -> bool:
+        """Whether the run is over if these students, and those that have left, are not finite."""
+        isolates = self.settings.on_divergence == "isolate" and self.method.left() is not None
+        gone = {*bad, *self.left}
+        return len(gone) == len(self.students) if isolates else bool(gone)
+
+    def _end_if_over(self, bad: Collection[str], why: str) -> None:
+        reasons = schemas.who_left(self.left), why
+        if self._over(bad):
+            raise Diverged(f"training diverged at step {self.step}: {'; '.join(filter(None, reasons))}; {ADVICE}")
+
+    def leave(self, bad: Collection[str], why: str) -> None:
+        """After the last step: these students are not finite either. Raises: Diverged if that ends the run."""
+        self._end_if_over(bad, why)
+        flags = self.method.left()
+        assert flags is not None
+        flags[[name in bad for name in self.students]] = self.step
+        self._see_who_left()
 
     @torch.no_grad()
     def _check_first(self, batch: Batch) -> None:
@@ -252,6 +282,7 @@ class Training:
             self.method.load_state_dict(best)  # so that what does not fit is found now
             self.best = values["best"], {name: value.to(self.device) for name, value in best.items()}
         self.method.load_state_dict(checkpoint.unpack(state, "method").tensors)
+        self.left = self._who_left()
         if self.average:
             self.average.load(checkpoint.unpack(state, "average").tensors)
         checkpoint.load_optimizer(self.optimizer, checkpoint.unpack(state, "optimizer"))

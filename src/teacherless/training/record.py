@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from teacherless import disk, losses
+from teacherless import disk, losses, schemas
 from teacherless.errors import ADVICE, Diverged
 from teacherless.evaluation.metrics import predicted
 from teacherless.method import Output
@@ -93,6 +93,7 @@ class Recorder:
         line |= self.means
         for name, values in evaluated.items():
             line |= {f"val/{metric}/{name}": values[metric] for metric in ("top1", "nll", "entropy")}
+        line |= {key: math.nan for key in line if key.rpartition("/")[2] in line.get("left", {})}
         line |= {"img_per_s": round(self.count / seconds, 1), "seconds": round(seconds, 3)}
         self.seconds, self.images = self.seconds + seconds, self.images + self.count
         self.history.append(disk.finite(line))
@@ -154,7 +155,9 @@ class Lines:
 
     def epoch(self, line: Line) -> None:
         """`epoch 3/30  loss 1.23  peer0 97.1 / 96.0  …` (train / validation top-1, percent)."""
-        each = "  ".join(f"{s} {_pair(line, s)}" for s in self.students)
+        left = line.get("left", {})
+        each = "  ".join(f"{s} {_pair(line, s)}" for s in self.students if s not in left)
+        each += f"  ({schemas.who_left(left)})" if left else ""
         print(f"epoch {line['epoch'] + 1}/{self.epochs}  loss {line['train/loss']:.4f}  top-1 {each}  "
               f"{line['img_per_s']:.0f} img/s", flush=True)  # fmt: skip
 
@@ -209,7 +212,8 @@ class Screen:
                 f"{line[f'train/top1/{s}']:.2f}",
                 "-" if val is None else f"{val:.2f}",
             )
-        self.live.update(Group(table, self.bar))
+        left = schemas.who_left(line.get("left", {}))
+        self.live.update(Group(table, *([left] if left else []), self.bar))
 
     def close(self) -> None:
         """Stop drawing; the last table stays."""

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from teacherless.data import Loader, Source
-from teacherless.errors import ADVICE, Diverged
 from teacherless.evaluation.metrics import constant, evaluate, metrics, predict
 from teacherless.evaluation.reid import look, reid
 from teacherless.method import Wants
@@ -43,10 +42,10 @@ def summarise(
 ) -> dict[str, Any]:
     """summary.json: validation and test of what is shipped, and what the doctor finds. The test set is read here, once.
 
-    Raises: Diverged if a student's predictions are not finite.
+    A student whose predictions are not finite has left; it is measured no more. Raises: Diverged if that ends the run.
     """
     method, val, test, recorder = training.method, training.val, training.test, training.recorder
-    students = method.students()
+    students = {name: net for name, net in training.students.items() if name not in training.left}
     ensemble = method.ensemble()
     predictors = dict(students) | ({"ensemble": ensemble} if ensemble else {})
     logits, labels = predict(predictors, val.epoch(0)) if val else ({}, torch.empty(0))
@@ -55,7 +54,8 @@ def summarise(
     for split, values in (("validation", on_val), ("test", on_test)):
         bad = [name for name in students if values and not math.isfinite(values[name]["nll"])]
         if bad:
-            raise Diverged(f"training diverged: predictions of {', '.join(bad)} on {split} are not finite; {ADVICE}")
+            training.leave(bad, f"predictions of {', '.join(bad)} on {split} are not finite")
+            return summarise(training, head, search, classes)  # the ensemble is of the others
     found = search(students) if search else {}
 
     def row(name: str) -> dict[str, Any]:
@@ -66,16 +66,19 @@ def summarise(
 
     dead = [name for name in students if on_val and constant(logits[name])]
     alive = [name for name in students if name not in dead] or list(students)
-    record = doctor.Record(recorder.history, list(students), logits, labels, classes, doctor.listening(method),
+    heard = doctor.listening(method, students)
+    record = doctor.Record(recorder.history, list(students), logits, labels, classes, heard,
                            training.same_views, doctor.frozen_norms(students))  # fmt: skip
     best = max(alive, key=lambda name: on_val[name]["top1"]) if on_val else alive[0]
     return {
         **head,
-        "students": {n: {"params": sum(p.numel() for p in s.parameters()), **row(n)} for n, s in students.items()},
+        "students": {n: {"params": sum(p.numel() for p in s.parameters()), **row(n)}
+                     for n, s in training.students.items()},
         "ensemble": row("ensemble") if ensemble or "ensemble" in found else None,
         "chosen": best,
         "doctor": doctor.examine(record),
+        **({"left": training.left} if training.left else {}),
         **({"dead": dead} if dead else {}),  # they give every validation image the same logits
         "train_seconds": round(recorder.seconds, 3),
         "img_per_s": round(recorder.images / max(recorder.seconds, 1e-9), 1),
-    }
+    }  # fmt: skip

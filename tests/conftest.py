@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,13 @@ from teacherless.method import Batch
 from teacherless.models.staged import Staged
 
 CLASSES = 5
+
+
+def pytest_configure() -> None:
+    """Signals act in the processes that tests start, also where the tests themselves run in the background."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def tiny(seed: int, *, width: int = 4, classes: int = CLASSES, dtype: torch.dtype = torch.float32) -> Staged:

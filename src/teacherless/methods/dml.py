@@ -238,17 +238,17 @@ class DML(Method):
 
     def _gone(self) -> Tensor:
         """Which of our predictions are of peers that have left, `[k·V]`."""
-        return (self.left_at[self.rows] >= 0).repeat_interleave(self.views)
+        return (self.left_at[self.rows] >= 0)[:, None].expand(-1, self.views).reshape(-1)
 
     def _leave(self, neg_entropy: Tensor, step: Tensor) -> Tensor:
-        """A peer whose Σ p log p is not finite leaves; not inside torch.func, where nothing can be written.
+        """A peer whose Σ p log p is NaN leaves; not inside torch.func, where nothing can be written.
 
         Returns: which of our predictions are of peers that have left. `[k·V, B] -> [k·V]`.
         """
         if not _transformed(neg_entropy):
             left = self.left_at[self.rows]
-            stays = neg_entropy.reshape(len(left), -1).isfinite().all(1)
-            self.left_at[self.rows] = torch.where((left >= 0) | stays, left, step)
+            bad = neg_entropy.reshape(len(left), -1).sum(1).isnan()  # Σ p log p is never infinite
+            self.left_at[self.rows] = torch.where(bad & (left < 0), step, left)
         return self._gone()
 
     def _mean_of_others(self, own: Tensor, step: Tensor) -> Tensor:

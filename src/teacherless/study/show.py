@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teacherless import disk, schemas
+from teacherless import disk
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,8 +110,6 @@ def summary(found: Mapping[str, Any], folder: Path, *, smoke: bool = False) -> N
         print(f"every piece ran: {folder}")
         return
     dead, best = found.get("dead", []), found["chosen"]
-    if found.get("left"):
-        print(f"out of the others' mean, and not shipped: {schemas.who_left(found['left'])}; try a lower --lr")
     if found.get("unreadable"):
         print(f"{found['unreadable']} images could not be read: {folder / 'unreadable.txt'}")
     doctor(found.get("doctor", []))

@@ -38,6 +38,7 @@ class Record(NamedTuple):
     labels: Tensor  # of validation, [N]
     classes: Sequence[str] = ()  # their names, where they are known
     listening: Tensor | None = None  # [K, K], row k the weights of whom student k listens to; None for other methods
+    left: str = ""  # who is not finite, and since when
     same_views: bool = False  # of the first batch
     frozen: Sequence[str] = ()  # students whose batch norm was in evaluation mode
 
@@ -101,6 +102,14 @@ def exploded(run: Record) -> Iterator[Finding]:
                 evidence = f"{name}'s cross-entropy in training was {value:.2f} in epoch {epoch + 1}{before}"
                 yield {"finding": "training broke down", "evidence": evidence, "advice": advice}
                 break
+
+
+def left(run: Record) -> Iterator[Finding]:
+    """Peers that are not finite."""
+    if run.left:
+        yield {"finding": "the others went on without a peer",
+               "evidence": f"{run.left}: not in their mean, not shipped",
+               "advice": "a lower --lr, or --clip-grad 1"}  # fmt: skip
 
 
 def frozen(run: Record) -> Iterator[Finding]:
@@ -224,7 +233,7 @@ def undertrained(run: Record) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Record], Iterable[Finding]], ...] = (
-    exploded, frozen, identical_views, size_of_mimicry, collapsed, weak_peer, unlearned_classes, undertrained,
+    left, exploded, frozen, identical_views, size_of_mimicry, collapsed, weak_peer, unlearned_classes, undertrained,
     small_validation,
 )  # fmt: skip
 

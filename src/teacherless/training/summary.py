@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from teacherless import schemas
 from teacherless.data import Loader, Source
 from teacherless.evaluation.metrics import constant, evaluate, metrics, predict
 from teacherless.evaluation.reid import look, reid
@@ -66,8 +67,8 @@ def summarise(
 
     dead = [name for name in students if on_val and constant(logits[name])]
     alive = [name for name in students if name not in dead] or list(students)
-    heard = doctor.listening(method, students)
-    record = doctor.Record(recorder.history, list(students), logits, labels, classes, heard,
+    heard, left = doctor.listening(method, students), schemas.who_left(training.left)
+    record = doctor.Record(recorder.history, list(students), logits, labels, classes, heard, left,
                            training.same_views, doctor.frozen_norms(students))  # fmt: skip
     best = max(alive, key=lambda name: on_val[name]["top1"]) if on_val else alive[0]
     return {

@@ -181,6 +181,7 @@ def test_summary_and_log_say_who_left(tmp_path: Path, capsys: pytest.CaptureFixt
     found = json.loads((tmp_path / "summary.json").read_text(), parse_constant=no)
     assert found["left"] == {"peer2": 6}
     assert {v for key, v in found["students"]["peer2"].items() if key != "params"} == {None}
+    assert found["doctor"][0]["evidence"] == "peer2 not finite since step 6: not in their mean, not shipped"
     assert found["ensemble"]["val_top1"] is not None
     assert found["chosen"] != "peer2"
     assert {path.name for path in (tmp_path / "students").iterdir()} == {"peer0", "peer1"}

@@ -67,10 +67,23 @@ def test_a_flipped_bit_in_a_student(file: str, run: Path, capsys: pytest.Capture
     assert main(["evaluate", str(run)]) == 0
 
 
+def test_lost_predictions_come_back(run: Path) -> None:
+    file = run / "predictions.safetensors"
+    before = file.read_bytes()
+    for spoil in (file.unlink, lambda: flip_a_bit(file)):
+        spoil()
+        assert main(["train", "--out", str(run), "--resume"]) == 0
+        assert file.read_bytes() == before
+        digest = json.loads((run / "summary.json").read_text())["files"][file.name]
+        assert disk.sha256(file) == digest
+
+
 def test_checksums_stand_in_the_summary(run: Path) -> None:
     files = json.loads((run / "summary.json").read_text())["files"]
-    assert files.keys() == {"metrics.jsonl", *(f"students/{peer}/{file}" for peer in ("peer0", "peer1")
-                                               for file in ("config.json", "model.safetensors"))}  # fmt: skip
+    students = [
+        f"students/{peer}/{file}" for peer in ("peer0", "peer1") for file in ("config.json", "model.safetensors")
+    ]
+    assert files.keys() == {"metrics.jsonl", "predictions.safetensors", *students}
 
 
 @pytest.mark.parametrize("method", [["plain"], ["dml", "--peers", "2"]], ids=" ".join)

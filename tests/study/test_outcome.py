@@ -107,6 +107,10 @@ def test_a_real_cohort_of_weight_0(tmp_path: Path, capsys: pytest.CaptureFixture
         assert table["methods"]["dml"]["per_seed"][str(seed)] == pytest.approx(sum(own) / 2)
     assert "dml: no difference shown" in (shown := capsys.readouterr().out)
     assert "plain, any 2 of 3 seeds" in shown and "dml, 2" in shown
+    found = table["methods"]["dml"]["difference"]
+    assert found["images"] == table["test_images"] == 359 and found["both"][0] <= found["corrected"][0]
+    assert "seeds and images" in shown and f"[{found['both'][0]:+.2f}, {found['both'][1]:+.2f}]" in shown
+    assert "also that of the 359 test images, of which one is 0.28 points" in " ".join(shown.split())
     two = table["plain_networks"][0]
     assert two["networks"] == 2 and 0 < two["ensemble"] <= 100 and 0 < two["best"] <= 100
     with (tmp_path / "compare.csv").open() as file:
@@ -114,6 +118,12 @@ def test_a_real_cohort_of_weight_0(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [line["method"] for line in lines] == ["plain", "dml", "2 plain networks"]
     assert float(lines[1]["test_top-1"]) == table["methods"]["dml"]["student"]["mean"]
     assert float(lines[2]["ensemble"]) == two["ensemble"]
+    assert float(lines[1]["low_both"]) == found["both"][0]
+    for file in tmp_path.glob("cells/dml-s1/predictions.safetensors"):
+        file.write_bytes(b"")  # and the same command makes do without
+    assert main([*argv, "small-cnn,width=8", "--train-samples", "300", "--out", str(tmp_path)]) == 0
+    again = json.loads((tmp_path / "compare.json").read_text())["methods"]["dml"]["difference"]
+    assert again == found | {"both": None, "sign_both": None, "images": None}
 
 
 def test_training_flops() -> None:

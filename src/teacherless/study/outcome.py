@@ -11,6 +11,7 @@ networks give. The ways overlap, so there is no interval.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -27,6 +28,7 @@ import torch
 from teacherless import disk, schemas
 from teacherless.data import Loader, Source
 from teacherless.data.splits import Split
+from teacherless.errors import InputError
 from teacherless.evaluation.metrics import flops, metrics, predict
 from teacherless.methods import METHODS
 from teacherless.models.files import Student, load_student, read_config
@@ -35,6 +37,7 @@ from teacherless.study import plots, statistics
 from teacherless.study import tables as analysis
 from teacherless.study.cells import Cell
 from teacherless.study.cost import latencies, training_flops
+from teacherless.training import predictions
 from teacherless.training.step import pick_device
 
 Table = dict[str, Any]
@@ -90,9 +93,12 @@ def tabulate(cells: Sequence[Cell], results: Results) -> Table:
             rows[row][seed] = run, summary
     tested = {row: _known({seed: one_network(*cell) for seed, cell in each.items()}) for row, each in rows.items()}
     plain = tested.get("plain", {})
-    differences = statistics.compare(plain, {r: v for r, v in tested.items() if r != "plain" and plain.keys() & v})
+    others = {row: each for row, each in tested.items() if row != "plain" and plain.keys() & each}
+    images = _per_image(cells, results)
+    differences = statistics.compare(plain, others, images)
     costs = relative_costs(results)
-    table: Table = {"caveat": statistics.CAVEAT, "metric": "top-1", "methods": {}}
+    size = next((len(right) for each in images.values() for right in each.values()), None)
+    table: Table = {"caveat": statistics.caveat(size), "metric": "top-1", "test_images": size, "methods": {}}
     for row, each in rows.items():
         own = {seed: list(comparable(*cell).values()) for seed, cell in each.items()}
         if any("test_map" in student for students in own.values() for student in students):
@@ -121,6 +127,26 @@ def tabulate(cells: Sequence[Cell], results: Results) -> Table:
         for k in sorted(sizes) if k <= len(students)
     ]  # fmt: skip
     return table
+
+
+def _per_image(cells: Sequence[Cell], results: Results) -> dict[str, dict[int, statistics.Images]]:
+    """By row and seed, what one network gets of each test image, percent `[N]`. Nothing of cells whose predictions are
+    not there, damaged, or of other images."""
+    found: dict[str, dict[int, statistics.Images]] = {}
+    labels: torch.Tensor | None = None
+    for cell in cells:
+        summary = results[cell.row, cell.run.seed]
+        guesses = None
+        with contextlib.suppress(InputError):
+            guesses = predictions.read(cell.folder, summary.get("files", {}))
+        if guesses is None:
+            continue
+        truth = guesses[predictions.LABELS]
+        labels = truth if labels is None else labels
+        if torch.equal(truth, labels):
+            right = [guesses[f"student/{name}"] == truth for name in comparable(cell.run, summary)]
+            found.setdefault(cell.row, {})[cell.run.seed] = 100 * torch.stack(right).double().mean(0).numpy()
+    return found
 
 
 def ways(seeds: Sequence[int], k: int) -> list[tuple[int, ...]]:
@@ -223,19 +249,21 @@ def _inference(cells: Mapping[str, Cell]) -> dict[str, Table]:
 
 def write_csv(table: Table, path: Path) -> None:
     """One line per row of the table, then one for each number of plain networks."""
-    header = ["method", "seeds", f"test_{table['metric']}", "std", "difference", "low", "high", "p_holm", "nll", "ece",
-              "networks", "best_on_validation", "ensemble", "cost", "train_seconds", "train_flops", "params", "flops",
-              "ms", "low_ms", "high_ms", "verdict", "left", "failed"]  # fmt: skip
+    header = ["method", "seeds", f"test_{table['metric']}", "std", "difference", "low", "high", "low_both", "high_both",
+              "p_holm", "nll", "ece", "networks", "best_on_validation", "ensemble", "cost", "train_seconds",
+              "train_flops", "params", "flops", "ms", "low_ms", "high_ms", "verdict", "left", "failed"]  # fmt: skip
     with disk.whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         out = csv.DictWriter(file, header)
         out.writeheader()
         for row, found in table["methods"].items():
             student, difference = found["student"] or {}, found["difference"] or {}
             low, high = difference.get("corrected") or (None, None)
+            low_both, high_both = difference.get("both") or (None, None)
             means = {key: (found[key] or {}).get("mean") for key in ("nll", "ece", "best", "ensemble")}
             out.writerow({
                 "method": row, "seeds": student.get("seeds"), header[2]: student.get("mean"),
                 "std": student.get("std"), "difference": difference.get("mean"), "low": low, "high": high,
+                "low_both": low_both, "high_both": high_both,
                 "p_holm": difference.get("p_holm"), "best_on_validation": means.pop("best"), **means,
                 **{key: found[key] for key in ("networks", "cost", "train_seconds", "train_flops", "verdict")},
                 **(found["inference"] or {}), **{key: "; ".join(found[key].values()) for key in ("left", "failed")},

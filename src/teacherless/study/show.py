@@ -207,6 +207,7 @@ def comparison(found: Mapping[str, Any], *, smoke: bool = False) -> None:
             name,
             _mean(row["student"]),
             _difference(row["difference"]),
+            *([_interval(row["difference"]["both"]) if row["difference"] else ""] if found["test_images"] else []),
             *("" if row[key] is None else f"{row[key]['mean']:.3f}" for key in ("nll", "ece")),
             price,
             "" if row["train_seconds"] is None else f"{row['train_seconds']:.1f}",
@@ -219,7 +220,17 @@ def comparison(found: Mapping[str, Any], *, smoke: bool = False) -> None:
             cost = (f"{size['params']:,} parameters, {size['flops'] / 1e6:,.1f} MFLOP, {size['ms']:.2f} ms "
                     f"({size['low_ms']:.2f} to {size['high_ms']:.2f})")  # fmt: skip
             sizes.setdefault(cost, []).append(name)
-    columns = ["method", f"test {found['metric']} %", "vs plain", "NLL", "ECE %", "train", "seconds", "TFLOP"]
+    columns = [
+        "method",
+        f"test {found['metric']} %",
+        "vs plain",
+        *(["seeds and images"] if found["test_images"] else []),
+        "NLL",
+        "ECE %",
+        "train",
+        "seconds",
+        "TFLOP",
+    ]
     table(columns, rows, left=2, title=SMOKE if smoke else "")
     if several:
         print("Compared is one network: the mean over those trained together. The best of several, or all together, is "
@@ -256,8 +267,11 @@ def _difference(found: Mapping[str, Any] | None) -> str:
     """`+0.09 [-0.73, +0.92]`."""
     if found is None:
         return ""
-    interval = found["corrected"]
-    return f"{found['mean']:+.2f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
+    return f"{found['mean']:+.2f} {_interval(found['corrected'])}".rstrip()
+
+
+def _interval(found: Sequence[float] | None) -> str:
+    return f"[{found[0]:+.2f}, {found[1]:+.2f}]" if found else ""
 
 
 def _mean(found: Mapping[str, Any] | None) -> str:

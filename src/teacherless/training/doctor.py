@@ -184,20 +184,16 @@ def weak_peer(run: Record) -> Iterator[Finding]:
 
 def unlearned_classes(run: Record) -> Iterator[Finding]:
     """Classes that nobody gets right, and classes that only the ensemble does."""
-    if not run.logits:
+    usual = max((run.top1(name) for name in run.students if run.logits), default=0.0)
+    images = run.labels.long().bincount()
+    if usual * len(images) < 200:  # twice chance: less is no sign of a class
         return
-    images = run.labels.bincount()
     right = {name: 100 * run.labels[predicted(z) == run.labels].bincount(minlength=len(images)) / images
              for name, z in run.logits.items()}  # fmt: skip
     best = torch.stack([right[name] for name in run.students]).amax(0)
     together = right.get("ensemble", best).maximum(best)
-    usual = max(run.top1(name) for name in run.students)
     for kind, those, advice in (
-        (
-            "no student learns",
-            together <= 0.1 * usual,
-            "look at its images and labels (list data), or --balanced-sampler",
-        ),
+        ("no student learns", together <= 0.1 * usual, "list data (its images, its labels), or --balanced-sampler"),
         ("only the ensemble learns", (together >= 40) & (best <= together / 2), "ship the ensemble, or more epochs"),
     ):
         classes = (those & (images >= FEW)).nonzero().flatten().tolist()

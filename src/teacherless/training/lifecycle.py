@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 import torch
+from torch import Tensor
 
 import teacherless
 from teacherless import disk, schemas
@@ -19,7 +20,7 @@ from teacherless.method import Method, Wants
 from teacherless.methods import METHODS
 from teacherless.methods._parts import Frozen
 from teacherless.models.files import CONFIG, WEIGHTS, load_weights, save_student
-from teacherless.training import checkpoint, folder
+from teacherless.training import checkpoint, folder, predictions
 from teacherless.training.loop import Training
 from teacherless.training.record import Line
 from teacherless.training.settings import Settings, SettingsDict, read
@@ -194,7 +195,8 @@ def _as_finished(training: Training, out: Path, summary: dict[str, Any], about: 
     Raises: InputError if something is lost that no checkpoint can give back.
     """
     files = [f"students/{name}/{file}" for name in schemas.staying(summary) for file in (WEIGHTS, CONFIG)]
-    lost = disk.damaged(out, [*files, "metrics.jsonl"], summary.get("files", {}))
+    sums = summary.get("files", {})
+    lost = disk.damaged(out, [*files, "metrics.jsonl", *(sums.keys() & {predictions.FILE})], sums)
     if not lost:
         training.say(f"{out} is finished; nothing to resume")
         training.recorder.file = training.recorder.screen = None
@@ -215,8 +217,10 @@ def _as_finished(training: Training, out: Path, summary: dict[str, Any], about: 
     training.left = summary.get("left", {})
     if lost:
         training.say(f"missing or damaged, and written again from {path}: {', '.join(lost)}")
-        if (sums := _write(training, out, about)) != summary.get("files"):
-            summary = {**summary, "files": sums}
+        staying = {name: training.students[name] for name in schemas.staying(summary)}
+        guesses = predictions.again(staying, training.test) if predictions.FILE in sums else {}
+        if (written := _write(training, out, about, guesses)) != sums:
+            summary = {**summary, "files": written}
             disk.write_json(out / "summary.json", summary)
     return Result(summary, schemas.lines(out), training.method, out)
 
@@ -233,11 +237,11 @@ def _finish(training: Training, about: About) -> Result:
         "epochs": training.all_epochs,
         "steps": training.step,
     }
-    summary = summarise(training, head, about.search, about.student.get("classes", ()))
+    summary, guesses = summarise(training, head, about.search, about.student.get("classes", ()))
     if out := training.out:
         if count := _list_unreadable(training, out, about):
             summary["unreadable"] = count
-        summary["files"] = _write(training, out, about)
+        summary["files"] = _write(training, out, about, guesses)
         disk.write_json(out / "summary.json", summary)
     return Result(summary, training.recorder.history, training.method, out)
 
@@ -252,9 +256,9 @@ def _list_unreadable(training: Training, out: Path, about: About) -> int:
     return len(lines)
 
 
-def _write(training: Training, out: Path, about: About) -> dict[str, str]:
-    """Students that have not left and metrics.jsonl, on the disk when this returns; the SHA-256 of each file."""
-    sums = {}
+def _write(training: Training, out: Path, about: About, guesses: Mapping[str, Tensor]) -> dict[str, str]:
+    """Predictions, students that have not left, metrics.jsonl: on the disk when this returns; the SHA-256 of each."""
+    sums = predictions.write(out, guesses)
     for name, net in training.students.items():
         if name in training.left:
             continue

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from teacherless import schemas
 from teacherless.data import Loader, Source
-from teacherless.evaluation.metrics import constant, evaluate, metrics, predict
+from teacherless.evaluation.metrics import constant, metrics, predict
 from teacherless.evaluation.reid import look, reid
 from teacherless.method import Wants
-from teacherless.training import doctor
+from teacherless.training import doctor, predictions
 from teacherless.training.loop import Training
 
 Search = Callable[[Mapping[str, nn.Module]], dict[str, dict[str, float]]]
@@ -40,8 +40,9 @@ def search_of(source: Source, workers: int = 0, device: torch.device | str = "cp
 
 def summarise(
     training: Training, head: dict[str, Any], search: Search | None = None, classes: Sequence[str] = ()
-) -> dict[str, Any]:
-    """summary.json: validation and test of what is shipped, and what the doctor finds. The test set is read here, once.
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """summary.json: validation and test of what is shipped, and what the doctor finds; and the predictions on test.
+    The test set is read here, once.
 
     A student whose predictions are not finite has left; it is measured no more. Raises: Diverged if that ends the run.
     """
@@ -51,7 +52,8 @@ def summarise(
     predictors = dict(students) | ({"ensemble": ensemble} if ensemble else {})
     logits, labels = predict(predictors, val.epoch(0)) if val else ({}, torch.empty(0))
     on_val = {name: dict(metrics(each, labels)) for name, each in logits.items()}
-    on_test = evaluate(predictors, test.epoch(0)) if test else {}
+    tested, answers = predict(predictors, test.epoch(0)) if test else ({}, torch.empty(0))
+    on_test = {name: dict(metrics(each, answers)) for name, each in tested.items()}
     for split, values in (("validation", on_val), ("test", on_test)):
         bad = [name for name in students if values and not math.isfinite(values[name]["nll"])]
         if bad:
@@ -71,7 +73,7 @@ def summarise(
     record = doctor.Record(recorder.history, list(students), logits, labels, classes, heard, left,
                            training.same_views, doctor.frozen_norms(students))  # fmt: skip
     best = max(alive, key=lambda name: on_val[name]["top1"]) if on_val else alive[0]
-    return {
+    summary = {
         **head,
         "students": {n: {"params": sum(p.numel() for p in s.parameters()), **row(n)}
                      for n, s in training.students.items()},
@@ -83,3 +85,5 @@ def summarise(
         "train_seconds": round(recorder.seconds, 3),
         "img_per_s": round(recorder.images / max(recorder.seconds, 1e-9), 1),
     }  # fmt: skip
+    own = {name: each for name, each in tested.items() if name in students}
+    return summary, predictions.of(own, answers) if own else {}

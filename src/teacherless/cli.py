@@ -268,6 +268,7 @@ def evaluate(
     else:
         show.evaluation(found)
         print("pictures and tables:", out)
+    _report_again(path)
 
 
 @app.command(help_epilogue=_examples("predict runs/first more-photos", "predict runs/first a.jpg b.jpg --json"))
@@ -328,6 +329,7 @@ def analyse(
 
     lines: dict[str, str] = {}
     files = run_analysis(paths, out, trust_imports=trust_imports, say=lines.__setitem__ if json else show.finding)
+    _report_again(paths[0])
     if json:
         show.as_json({"findings": lines, "files": files})
     else:
@@ -353,6 +355,14 @@ def report(path: Path, /, *, open: Switch = False) -> None:
         import webbrowser
 
         webbrowser.open(page.resolve().as_uri())
+
+
+def _report_again(folder: Path) -> None:
+    """A page that was written before gets the figures that have come since."""
+    from teacherless.study import report
+
+    if (folder / report.NAME).is_file():
+        report.write_or_say(folder)
 
 
 @lists.command(name="methods", help_epilogue=_examples("list methods dml", "list methods dml --student resnet8"))

@@ -19,7 +19,7 @@ from teacherless.cli import _merged, app, main
 from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
 from teacherless.runs.explain import lessons
-from teacherless.study import report
+from teacherless.study import plots, report
 from teacherless.study.charts import ticks
 from teacherless.study.churn import churn, often_wrong
 from teacherless.study.compare import compare
@@ -156,6 +156,24 @@ def test_figures_that_are_too_large_are_named(run: Path, tmp_path: Path) -> None
         (folder / "analysis" / f"{name}.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>" + " " * size)
     found = page(folder)
     assert 'alt="analysis/a"' in found and "analysis/b: too large for this page" in found
+
+
+def test_two_hundred_classes_one_of_them_named_like_a_script(run: Path, tmp_path: Path) -> None:
+    folder, name = copied(run, tmp_path), "<script>alert(1)</script>"
+    out = folder / "evaluation" / "many-val"
+    classes = [name, *map(str, range(199))]
+    plots.confusion(torch.eye(200, dtype=torch.long).tolist(), classes, name, out / "confusion")
+    plots.sheet(torch.zeros(24, 64, 64, 3, dtype=torch.uint8), [name] * 24, name, out / "mistakes")
+    found = page(folder)
+    assert 'alt="evaluation/many-val/mistakes"' in found and "too large" not in found
+
+
+def test_a_page_gets_what_evaluate_finds_later(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copied(run, tmp_path)
+    assert "teacherless evaluate RUN --split val" in page(folder)
+    assert main(["evaluate", str(folder), "--split", "val"]) == 0
+    found = (folder / report.NAME).read_text(encoding="utf-8")
+    assert 'alt="evaluation/digits-val/mistakes"' in found and "teacherless evaluate RUN" not in found
 
 
 def test_what_the_doctor_finds_is_said(run: Path, tmp_path: Path) -> None:

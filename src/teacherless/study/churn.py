@@ -48,7 +48,7 @@ def measure(table: dict[str, Any], cells: Sequence[Cell], source: Source, out: P
         each["file"] = source.val.name(place) if isinstance(source.val, Files) else None
         each["label"], each["taken_for"] = (source.classes[each[key]] for key in ("label", "taken_for"))
     if wrong:
-        captions = [f"{w['label']}: {w['wrong']} of {w['of']}\ntake it for {w['taken_for']}" for w in wrong]
+        captions = [f"{w['label']}, wrong in {w['wrong']} of {w['of']}\nmostly: {w['taken_for']}" for w in wrong]
         pixels = source.val.sample(torch.tensor([each["row"] for each in wrong]))
         plots.sheet(pixels, captions, "validation images that most networks get wrong", out / "often-wrong")
 

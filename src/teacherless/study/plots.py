@@ -543,7 +543,7 @@ def _heatmap(
     """A matrix with its numbers, coloured from 0 to `most`; what does not exist is a dash on white."""
     shown = [[math.nan if v is None else v for v in row] for row in values]
     ax.imshow(shown, cmap="cividis", vmin=0, vmax=most, aspect="auto")
-    long = max(map(len, columns)) > 10
+    long = max(map(len, columns), default=0) > 10
     ax.set_xticks(range(len(columns)), columns, rotation=30 if long else 0, ha="right" if long else "center")
     ax.set_yticks(range(len(rows)), rows)
     ax.spines[:].set_visible(False)

@@ -22,7 +22,7 @@
   };
   all("table[data-tools]").forEach((table) => {
     const cells = () => all("tr", table).map((r) => all("th,td", r).map((c) => c.dataset.text ?? c.textContent.trim()));
-    const csv = () => cells().map((r) => r.map((c) => /[",\n]/.test(c) ? `"${c.replaceAll('"', '""')}"` : c).join(",")).join("\n");
+    const csv = () => cells().map((r) => r.map((c) => /^[\d,]+$/.test(c) ? c.replaceAll(",", "") : /[",\n]/.test(c) ? `"${c.replaceAll('"', '""')}"` : c).join(",")).join("\n");
     const md = () => {
       const [head, ...rest] = cells().map((r) => `| ${r.map((c) => c.replaceAll("|", "\\|")).join(" | ")} |`);
       return [head, `|${all("thead th", table).map((_, i) => i ? "---:" : "---").join("|")}|`, ...rest].join("\n");

@@ -70,7 +70,7 @@ def test_table_and_files(whole: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["compare", *ARGS, "--out", str(whole)]) == 0
     shown = capsys.readouterr().out
     assert "dml: " in shown
-    assert "not of the test images" in shown
+    assert "cover the choice of seeds" in shown and "359 test images, of which one is 0.28 points" in shown
     assert before == {p: p.stat().st_mtime_ns for p in whole.glob("cells/*/summary.json")}, "a finished cell was rerun"
 
 

@@ -33,7 +33,7 @@ from teacherless.evaluation.metrics import flops, metrics, predict
 from teacherless.methods import METHODS
 from teacherless.models.files import Student, load_student, read_config
 from teacherless.runs.config import Run, specs
-from teacherless.study import plots, statistics
+from teacherless.study import doctor, plots, statistics
 from teacherless.study import tables as analysis
 from teacherless.study.cells import Cell
 from teacherless.study.cost import latencies, training_flops
@@ -117,8 +117,10 @@ def tabulate(cells: Sequence[Cell], results: Results) -> Table:
             "train_seconds": stdlib.median(s["typical_seconds"] for _, s in each.values()) if each else None,
             "verdict": statistics.verdict(row, difference, costs.get(row)) if difference else None,
             "left": {seed: schemas.who_left(s["left"]) for seed, (_, s) in each.items() if s.get("left")},
+            "doctor": doctor.of_runs([summary for _, summary in each.values()]),
             "failed": {seed: s["failed"] for (name, seed), s in results.items() if name == row and "failed" in s},
         }  # fmt: skip
+    table["doctor"] = doctor.examine(table["methods"])
     sizes = {found["networks"] or 1 for found in table["methods"].values()} - {1}
     students = {seed: next(iter(comparable(*cell).values())) for seed, cell in rows.get("plain", {}).items()}
     table["plain_networks"] = [

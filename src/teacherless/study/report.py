@@ -247,8 +247,9 @@ def _comparison(folder: Path) -> Page:
         notes=[*_notes(settings, None), *([] if whole else [SO_FAR]), f"mean ± std over seeds; {table['caveat']}",
                *([f"one of the {data['test']} test images is {100 / data['test']:.2f} points"]
                  if data.get("test") else [])],
-        findings=_findings({row: [done for (name, _), done in results.items() if name == row and "failed" not in done]
-                            for row in table["methods"]}),
+        findings=[*(Finding("comparison", **one) for one in table["doctor"]), *_findings({
+            row: [done for (name, _), done in results.items() if name == row and "failed" not in done]
+            for row in table["methods"]})],
         picture=_picture(table),
         table=_table(table),
         curves=_curves(histories, single=False),

@@ -245,6 +245,10 @@ def comparison(found: Mapping[str, Any], *, smoke: bool = False) -> None:
             print(printable(f"{name}, seed {seed}: {who}; its numbers are the others'"))
         for seed, why in row["failed"].items():
             print(printable(f"{name}, seed {seed} failed: {why}"))
+    if not smoke:
+        of_runs = [{**each, "finding": f"{name}: {each['finding']}"} for name, row in methods.items()
+                   for each in row["doctor"]]  # fmt: skip
+        doctor([*found["doctor"], *of_runs])
     if found["sweep"]:
         sweep(found["sweep"], plain.get("train_seconds"))
     print(f"mean ± std over seeds; {found['caveat']}.")

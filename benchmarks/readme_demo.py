@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from bench import machine
 
@@ -17,10 +18,12 @@ README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- written by `make readme-demo` -->", "<!-- end -->"
 
 
-def block(printed: str, minutes: float, cpu: str, cores: int) -> str:
+def block(printed: str, minutes: float, where: dict[str, Any]) -> str:
     """What stands between the marks."""
     lines = "\n".join(line.rstrip() for line in printed.splitlines()).strip("\n")
-    return f"What `make demo` prints, here after {minutes:.1f} minutes on {cores} cores ({cpu}):\n\n```\n{lines}\n```\n"
+    busy = f", busy otherwise too: load {where['load']:.0f}" if where["load"] > 1.5 * where["cores"] else ""
+    machine = f"{where['cores']} cores ({where['cpu']}{busy})"
+    return f"What `make demo` prints, here after {minutes:.1f} minutes on {machine}:\n\n```\n{lines}\n```\n"
 
 
 def replaced(text: str, new: str) -> str:
@@ -36,8 +39,7 @@ def replaced(text: str, new: str) -> str:
 def main() -> None:
     began = time.monotonic()
     printed = subprocess.run(sys.argv[1:], check=True, stdout=subprocess.PIPE, text=True).stdout
-    where = machine("cpu")
-    new = block(printed, (time.monotonic() - began) / 60, where["cpu"], where["cores"])
+    new = block(printed, (time.monotonic() - began) / 60, machine("cpu"))
     README.write_text(replaced(README.read_text(), new))
 
 

@@ -17,19 +17,19 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from teacherless import disk, schemas
 from teacherless.errors import InputError
 from teacherless.methods import METHODS
 from teacherless.runs.config import Run, as_given
 from teacherless.runs.explain import lessons
-from teacherless.study import outcome, show
-from teacherless.study.cells import Cell
-from teacherless.study.charts import Chart, Dot, Row, Series, graph, lines, rows, scatter
-from teacherless.study.statistics import INTERVAL_FROM, VISIBLE
-from teacherless.study.tables import curves
+from teacherless.study import show
+from teacherless.study.charts import COLOURS, Chart, Dot, Row, Series, graph, lines, rows, scatter
 from teacherless.training.settings import read
+
+if TYPE_CHECKING:
+    from teacherless.study.cells import Cell
 
 log = logging.getLogger("teacherless.study.report")
 NAME = "report.html"
@@ -37,9 +37,8 @@ LARGEST = 2_000_000  # bytes of a page; figures that do not fit any more are nam
 PANELS = (("train/nll", "cross-entropy on training images, nats"), ("val/nll", "cross-entropy on validation, nats"),
           ("train/top1", "top-1 on training images, %"), ("val/top1", "top-1 on validation, %"),
           ("val/entropy", "entropy of predictions on validation, nats"))  # fmt: skip
-MEANING = (f"BEATS: the interval of the difference to plain is above 0. DOES NOT BEAT: it ends at {VISIBLE} points or "
+MEANING = ("BEATS: the interval of the difference to plain is above 0. DOES NOT BEAT: it ends at {} points or "
            "below, so there is no gain worth the name. INCONCLUSIVE: neither.")  # fmt: skip
-
 NO_MISTAKES = "its most confident mistakes as images come to this page by teacherless evaluate RUN --split val"
 SO_FAR = "settings and command are those of the runs that have begun; the comparison has not ended"
 
@@ -127,7 +126,7 @@ def render(page: Page) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     template = environment.from_string(home.joinpath("report.html.jinja").read_text(encoding="utf-8"))
-    return template.render(**page._asdict(), script=script, allowed=allowed, meaning=MEANING)
+    return template.render(**page._asdict(), script=script, allowed=allowed)
 
 
 # A run ---------------------------------------------------------------------------------------------------------------
@@ -154,7 +153,10 @@ def _run(folder: Path) -> Page:
         picture=[],
         table=_table_of_run(summary, history),
         curves=_curves({student: [history] for student in _students(history)}, single=True) + _terms(history),
-        lessons=_lessons({method: (_read(settings), len(students))} if "method" in settings and students else {}),
+        lessons=_lessons(
+            {method: (_read(settings), len(students))} if "method" in settings and students else {},
+            {method: COLOURS[0]},
+        ),
         figures=_figures(folder),
         settings=_shown(settings),
         data=_about_data(dict(stored)),
@@ -181,11 +183,16 @@ def _of_images(row: Mapping[str, Any], images: int | None) -> str:
     """The interval that the choice of test images leaves, and what one image is worth."""
     if not images:
         return ""
-    from scipy.stats import binomtest
-
-    low, high = binomtest(round(row["test_top1"] * images / 100), images).proportion_ci(method="wilson")
+    low, high = wilson(row["test_top1"] / 100, images)
     return (f" [{100 * low:.1f}, {100 * high:.1f}] (95 %, the choice of test images: {images:,}, one of them is "
             f"{100 / images:.2f} points)")  # fmt: skip
+
+
+def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` (Wilson 1927)."""
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return middle - half, middle + half
 
 
 def _table_of_run(summary: Mapping[str, Any] | None, history: Sequence[Mapping[str, Any]]) -> Table:
@@ -222,6 +229,8 @@ def _terms(history: Sequence[Mapping[str, Any]]) -> list[Chart]:
 
 
 def _comparison(folder: Path) -> Page:
+    from teacherless.study import outcome, statistics
+
     found = [cell for path in sorted((folder / "cells").iterdir()) if (cell := _cell(path))]
     if not found:
         raise InputError(f"{folder}: no run of this comparison has begun")
@@ -244,9 +253,10 @@ def _comparison(folder: Path) -> Page:
         title=f"Does it help? {data.get('name', settings['data'])}, {' + '.join(settings['student'])}",
         state=state,
         verdicts=_verdicts(table),
-        notes=[*_notes(settings, None), *([] if whole else [SO_FAR]), f"mean ± std over seeds; {table['caveat']}",
+        notes=[MEANING.format(statistics.VISIBLE), *_notes(settings, None), *([] if whole else [SO_FAR]),
+               f"mean ± std over seeds; {table['caveat']}",
                *([f"one of the {data['test']} test images is {100 / data['test']:.2f} points"]
-                 if data.get("test") else [])],
+                 if data.get("test") and not table["test_images"] else [])],
         findings=[*(Finding("comparison", **one) for one in table["doctor"]), *_findings({
             row: [done for (name, _), done in results.items() if name == row and "failed" not in done]
             for row in table["methods"]})],
@@ -254,7 +264,8 @@ def _comparison(folder: Path) -> Page:
         table=_table(table),
         curves=_curves(histories, single=False),
         lessons=_lessons({cell.row: (cell.run, len(results[cell.row, cell.run.seed]["students"])) for cell in cells
-                          if not cell.row.startswith("plain") and "failed" not in results[cell.row, cell.run.seed]}),
+                          if not cell.row.startswith("plain") and "failed" not in results[cell.row, cell.run.seed]},
+                         _colours(table["methods"])),
         figures=_figures(folder),
         settings=_shown(settings),
         data=_about_data(about),
@@ -272,6 +283,8 @@ def _settings_so_far(cells: Sequence[Cell]) -> dict[str, Any]:
 
 def _cell(path: Path) -> Cell | None:
     """A run of a comparison; None of one that has not begun. Code that it names is not imported."""
+    from teacherless.study.cells import Cell
+
     stored = schemas.stored(path)
     if stored is None:
         return None
@@ -290,9 +303,10 @@ def _stored_comparison(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def word(difference: Mapping[str, Any] | None) -> str:
-    """BEATS, DOES NOT BEAT or INCONCLUSIVE: see MEANING."""
-    interval = difference["corrected"] if difference else None
+def word(interval: Sequence[float] | None) -> str:
+    """BEATS, DOES NOT BEAT or INCONCLUSIVE, by an interval of the difference to plain: see MEANING."""
+    from teacherless.study.statistics import VISIBLE
+
     if interval is None:
         return "INCONCLUSIVE"
     if interval[0] > 0:
@@ -311,7 +325,9 @@ def _verdicts(table: Mapping[str, Any]) -> list[Verdict]:
             at = f"[{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "without an interval"
             many = "1 seed" if difference["seeds"] == 1 else f"{difference['seeds']} seeds"
             says = f"{difference['mean']:+.2f} points of {table['metric']} {at}, {many}, {budget}."
-            if (found_out := word(difference)) == "INCONCLUSIVE":
+            if both := difference["both"]:
+                says += f" With other test images too: [{both[0]:+.2f}, {both[1]:+.2f}], {word(both)}."
+            if (found_out := word(interval)) == "INCONCLUSIVE":
                 says += f" {_what_it_takes(difference)}"
             found.append((difference["mean"], Verdict(found_out, row, says)))
         for seed, why in each["failed"].items():
@@ -321,6 +337,8 @@ def _verdicts(table: Mapping[str, Any]) -> list[Verdict]:
 
 def _what_it_takes(difference: Mapping[str, Any]) -> str:
     """How many seeds could tell."""
+    from teacherless.study.statistics import INTERVAL_FROM, VISIBLE
+
     if difference["needed_range"] is None:
         few = difference["seeds"] < INTERVAL_FROM
         return f"Give at least {INTERVAL_FROM} seeds, better 5." if few else "All seeds say the same, without a spread."
@@ -359,16 +377,16 @@ def _picture(table: Mapping[str, Any]) -> list[Chart]:
 
 
 def _table(table: Mapping[str, Any]) -> Table:
-    columns = ["method", "seeds", f"test {table['metric']} %", "std", "vs plain", "low", "high", "NLL", "ECE %",
-               "training, plain = 1", "seconds", "best on validation", "ensemble", "churn %", "parameters",
-               "ms an image", "failed"]  # fmt: skip
+    columns = ["method", "seeds", f"test {table['metric']} %", "std", "vs plain", "low", "high",
+               "seeds and images: low", "high", "NLL", "ECE %", "training, plain = 1", "seconds",
+               "best on validation", "ensemble", "churn %", "parameters", "ms an image", "failed"]  # fmt: skip
     cells = []
     for row, each in table["methods"].items():
         student, difference, size = each["student"] or {}, each["difference"] or {}, each["inference"] or {}
-        low, high = difference.get("corrected") or (None, None)
+        intervals = [v for key in ("corrected", "both") for v in difference.get(key) or (None, None)]
         cells.append([
             row, str(student.get("seeds", 0)), _number(student.get("mean")), _number(student.get("std")),
-            *(_number(value, "{:+.2f}") for value in (difference.get("mean"), low, high)),
+            *(_number(value, "{:+.2f}") for value in (difference.get("mean"), *intervals)),
             _number((each["nll"] or {}).get("mean"), "{:.3f}"), _number((each["ece"] or {}).get("mean")),
             _number(each["cost"]), _number(each["train_seconds"], "{:.1f}"),
             *(_number((each[key] or {}).get("mean")) for key in ("best", "ensemble")),
@@ -384,6 +402,8 @@ def _table(table: Mapping[str, Any]) -> Table:
 
 def _curves(histories: Mapping[str, Sequence[Any]], *, single: bool) -> list[Chart]:
     """A chart per panel with a line for each name: of a run its students', of a comparison the mean over the seeds."""
+    from teacherless.study.tables import curves
+
     tone = dict.fromkeys(histories, "") if single else _colours(histories)
     charts = []
     for key, title in PANELS:
@@ -405,9 +425,8 @@ def _read(settings: Mapping[str, Any]) -> Run:
     return read(Run, as_given(settings), where="run.json: ")
 
 
-def _lessons(found: Mapping[str, tuple[Run, int]]) -> list[Chart]:
+def _lessons(found: Mapping[str, tuple[Run, int]], tone: Mapping[str, str]) -> list[Chart]:
     """Who teaches whom in each method of several networks, or of one that learns from itself."""
-    tone = _colours(found)
     charts = []
     for row, (run, students) in found.items():
         try:

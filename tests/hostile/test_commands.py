@@ -56,7 +56,9 @@ def line(rng: random.Random) -> list[str]:
     return words + small + one
 
 
-@pytest.mark.parametrize("count", [pytest.param(60, id="60"), pytest.param(3000, marks=pytest.mark.slow, id="3000")])
+@pytest.mark.parametrize(
+    "count", [pytest.param(60, id="60"), pytest.param(3000, marks=pytest.mark.exhaustive, id="3000")]
+)
 def test_random_command_lines(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

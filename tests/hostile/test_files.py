@@ -16,7 +16,7 @@ from teacherless.errors import InputError
 from teacherless.models.files import load_student
 from teacherless.runs import recipes
 
-COUNTS = [pytest.param(40, id="40"), pytest.param(300, id="300", marks=pytest.mark.slow)]
+COUNTS = [pytest.param(40, id="40"), pytest.param(300, id="300", marks=pytest.mark.exhaustive)]
 
 
 def is_told(capsys: pytest.CaptureFixture[str], *argv: object) -> int:
@@ -77,7 +77,9 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "students" / "student"
 
 
-@pytest.mark.parametrize("count", [pytest.param(300, id="300"), pytest.param(3000, marks=pytest.mark.slow, id="3000")])
+@pytest.mark.parametrize(
+    "count", [pytest.param(300, id="300"), pytest.param(3000, marks=pytest.mark.exhaustive, id="3000")]
+)
 def test_damaged_students(count: int, student: Path, tmp_path: Path) -> None:
     """`load_student` reads them as every command does."""
     rng, refused = random.Random(count), 0

@@ -20,7 +20,7 @@ from teacherless.errors import InputError
 from teacherless.study.read_runs import read
 
 SMALL = ["--data", "digits", "--train-samples", "64", "--student", "small-cnn,width=2", "--steps", "2"]
-COUNTS = [pytest.param(12, id="12"), pytest.param(300, id="300", marks=pytest.mark.slow)]
+COUNTS = [pytest.param(12, id="12"), pytest.param(300, id="300", marks=pytest.mark.exhaustive)]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_forged_checkpoints(count: int, whole: Path, tmp_path: Path, capsys: pyt
         shutil.rmtree(out)
 
 
-@pytest.mark.parametrize("count", [pytest.param(4, id="4"), pytest.param(60, id="60", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [pytest.param(4, id="4"), pytest.param(60, id="60", marks=pytest.mark.exhaustive)])
 def test_a_damaged_cell_is_named_and_left_out(
     count: int, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

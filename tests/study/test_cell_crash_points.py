@@ -28,7 +28,7 @@ def left(cell: Cell) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("how", ["kill", "power"])
-@pytest.mark.parametrize("points", ["some", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("points", ["some", pytest.param("all", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("kind", RUNS)
 def test_it_ends_anywhere(kind: str, how: How, points: str, tmp_path: Path) -> None:
     def cell(name: str) -> Cell:

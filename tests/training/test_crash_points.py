@@ -68,7 +68,7 @@ def try_all(straight: tuple[dict[str, Any], int], how: How, points: range, tmp_p
 
 
 @pytest.mark.parametrize("how", ["kill", "power", "ENOSPC", "EIO"])
-@pytest.mark.parametrize("points", ["some", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("points", ["some", pytest.param("all", marks=pytest.mark.exhaustive)])
 def test_it_ends_anywhere(how: How, points: str, straight: tuple[dict[str, Any], int], tmp_path: Path) -> None:
     last = straight[1]
     few = range(STRIDE, last + 1, STRIDE)

@@ -35,10 +35,7 @@ def mutual(
     k, size, classes = logits.shape
     z = logits.detach().flatten(0, 1)  # [N, C], N = k·B
     if size * classes <= LARGE:
-        p, log_p = (
-            F.softmax(losses.full(z), -1),
-            losses.log_probs(z),
-        )  # faster than an exponential
+        p, log_p = F.softmax(losses.full(z), -1), losses.log_probs(z)  # faster than an exponential
         messages = torch.cat([p, (p * log_p).sum(-1, keepdim=True)], -1)
         kept: tuple[Tensor | None, Tensor | None] = p, log_p
     else:

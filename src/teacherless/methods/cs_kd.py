@@ -61,9 +61,8 @@ class CSKD(Method):
 
     def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
         """`ce`: the student learns from the labels. `distil`: from its prediction for a classmate."""
-        logits = call(
-            self.student, batch.inputs[0]
-        )  # [B, C]; first, so that autocast caches weights that have a gradient
+        # [B, C]; first, so that autocast caches weights that have a gradient
+        logits = call(self.student, batch.inputs[0])
         with torch.no_grad():
             target = call(self.student, batch.inputs[-1])
         terms = {

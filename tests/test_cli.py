@@ -63,6 +63,7 @@ def test_run_folder(finished: Path) -> None:
         "files",
         "students",
         "ensemble",
+        "doctor",
         "chosen",
         "train_seconds",
         "img_per_s",

@@ -76,7 +76,7 @@ def test_a_whole_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main([*ARGS, "--sweep", "lr=1e-7,0.1", "--json", "--out", str(out)]) == 0
     shown, said = capsys.readouterr()
     table = json.loads(shown)
-    assert table == json.loads((out / "compare.json").read_text()) | {"pictures": table["pictures"]}
+    assert table == json.loads((out / "compare.json").read_text()) | {key: table[key] for key in ("pictures", "report")}
     said = next(line for line in said.splitlines() if line.startswith("[1/8] plain, lr 1e-07, seed 1000: "))
     assert "on validation" in said
     assert {row: found["chosen"] for row, found in table["sweep"]["methods"].items()} == {"plain": 0.1, "dml": 0.1}

@@ -91,6 +91,12 @@ def test_words_that_are_deep(flag: str, capsys: pytest.CaptureFixture[str]) -> N
         assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("width", [10**6, 10**13])
+def test_a_network_that_no_memory_holds(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "plain", "--steps", "1", "--student", f"small-cnn,width={width}"]) == 2
+    assert "small-cnn: cannot be built" in (err := capsys.readouterr().err) and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("out", ["x" * 300, "a\0b", "/proc/nothing/here", "/dev/null/x"])
 def test_folders_that_cannot_be(out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["train", "plain", "--steps", "1"], ["train", "--resume"], ["compare", *ONE]):

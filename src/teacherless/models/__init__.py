@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 from torch import nn
 
-from teacherless.errors import InputError, unknown
+from teacherless.errors import InputError, first_line, unknown
 from teacherless.models.classic import alexnet, vgg16_bn
 from teacherless.models.densenet import densenet
 from teacherless.models.foreign import by_name as foreign
@@ -120,13 +120,16 @@ def create(
             f"--pretrained: {architecture} has no weights to start from; timm/... and torchvision/... have"
         )
     _check_arguments(architecture, kwargs)
-    with torch.device("meta"):  # so that `fresh` is the one place where weights get their first values
-        net = MODELS[architecture](num_classes=num_classes, in_channels=in_channels, **kwargs)
-    net.spec = {"architecture": architecture, "num_classes": num_classes, "in_channels": in_channels, **kwargs}
-    if device.type == "meta":
-        return net
-    with _seeded(seed):
-        return fresh(net.to_empty(device="cpu")).to(device)
+    try:
+        with torch.device("meta"):  # so that `fresh` is the one place where weights get their first values
+            net = MODELS[architecture](num_classes=num_classes, in_channels=in_channels, **kwargs)
+        net.spec = {"architecture": architecture, "num_classes": num_classes, "in_channels": in_channels, **kwargs}
+        if device.type == "meta":
+            return net
+        with _seeded(seed):
+            return fresh(net.to_empty(device="cpu")).to(device)
+    except (RuntimeError, MemoryError) as error:  # a width that no memory holds, or no number counts
+        raise InputError(f"{architecture}: cannot be built: {first_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -50,15 +50,16 @@ def summarise(
     students = {name: net for name, net in training.students.items() if name not in training.left}
     ensemble = method.ensemble()
     predictors = dict(students) | ({"ensemble": ensemble} if ensemble else {})
-    logits, labels = predict(predictors, val.epoch(0)) if val else ({}, torch.empty(0))
-    on_val = {name: dict(metrics(each, labels)) for name, each in logits.items()}
-    tested, answers = predict(predictors, test.epoch(0)) if test else ({}, torch.empty(0))
-    on_test = {name: dict(metrics(each, answers)) for name, each in tested.items()}
-    for split, values in (("validation", on_val), ("test", on_test)):
+    predicted = []
+    for split, data in (("validation", val), ("test", test)):  # in this order: test waits until nobody leaves
+        logits, labels = predict(predictors, data.epoch(0)) if data else ({}, torch.empty(0))
+        values = {name: dict(metrics(each, labels)) for name, each in logits.items()}
         bad = [name for name in students if values and not math.isfinite(values[name]["nll"])]
         if bad:
             training.leave(bad, f"predictions of {', '.join(bad)} on {split} are not finite")
             return summarise(training, head, search, classes)  # the ensemble is of the others
+        predicted.append((logits, labels, values))
+    (logits, labels, on_val), (tested, answers, on_test) = predicted
     found = search(students) if search else {}
 
     def row(name: str) -> dict[str, Any]:

@@ -194,12 +194,24 @@ def test_summary_and_log_say_who_left(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {path.name for path in (tmp_path / "students").iterdir()} == {"peer0", "peer1"}
 
 
+class Counted(list[Batch]):
+    """Batches that count how often they are read."""
+
+    reads = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.reads += 1
+        return super().__iter__()
+
+
 def test_who_goes_bad_in_the_last_step_has_left_too(tmp_path: Path) -> None:
     method = cohort()
     parts = data(method)
     next(method.students()["peer1"].parameters()).register_hook(lambda grad: grad * math.inf)
-    result = tl.train(method, [parts], [parts], out=tmp_path, epochs=1, quiet=True)
+    test = Counted([parts])
+    result = tl.train(method, [parts], [parts], test, out=tmp_path, epochs=1, quiet=True)
     assert result.summary["left"] == {"peer1": 1}
+    assert test.reads == 1, "validation tells who has left, before the test set is read"
     assert result.summary["ensemble"]["val_top1"] is not None
     assert not (tmp_path / "students" / "peer1").exists()
 

@@ -196,3 +196,9 @@ def test_every_public_figure_is_tested() -> None:
         if callable(value) and not name.startswith("_") and getattr(value, "__module__", "") == plots.__name__
     }
     assert public - {"colours"} == {name.removesuffix("_100") for name in FIGURES}
+
+
+def test_a_method_keeps_its_colour_whatever_comes_before_it() -> None:
+    names = ["plain-2x-longer", "dml", "plain-2x-wider", "plain"]
+    assert plots.colours(names)["plain"] == plots.colours(["plain"])["plain"]
+    assert list(plots.colours(names)) == names

@@ -1,4 +1,4 @@
-"""Churn: how often two networks that were trained alike disagree, and the images that most networks get wrong.
+"""Churn: how often two networks that were trained alike disagree, and the images that are wrong most often.
 
 Both on validation images, at most SAMPLES of them: the test set is not read for it.
 """
@@ -50,7 +50,7 @@ def measure(table: dict[str, Any], cells: Sequence[Cell], source: Source, out: P
     if wrong:
         captions = [f"{w['label']}, wrong in {w['wrong']} of {w['of']}\nmostly: {w['taken_for']}" for w in wrong]
         pixels = source.val.sample(torch.tensor([each["row"] for each in wrong]))
-        plots.sheet(pixels, captions, "validation images that most networks get wrong", out / "often-wrong")
+        plots.sheet(pixels, captions, "validation images that are wrong most often", out / "often-wrong")
 
 
 def churn(guesses: Sequence[Tensor]) -> float | None:

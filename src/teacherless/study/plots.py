@@ -472,10 +472,12 @@ def _save(figure: Figure, path: Path) -> list[Path]:
 
 
 def _look(names: Iterable[str]) -> dict[str, tuple[Any, str]]:
-    """Each name's colour and marker: those of its method; several of one method are told apart by shade and marker."""
+    """Each name's colour and marker: those of its method; several of one method are told apart by shade and marker, the
+    method itself first, in whatever order they come."""
+    names = list(names)
     look: dict[str, tuple[Any, str]] = {}
     seen: dict[str, int] = {}
-    for name in names:
+    for name in sorted(names, key=lambda name: name not in ("plain", *PALETTE)):
         known = [each for each in ("plain", *PALETTE) if name.startswith(each)]
         method = "plain" if name == "independent" else max(known, key=len, default=name)
         again = seen[method] = seen.get(method, -1) + 1
@@ -484,7 +486,7 @@ def _look(names: Iterable[str]) -> dict[str, tuple[Any, str]]:
         colour = BLACK if method == "plain" else COLOURS[number]
         marker = MARKERS[(again if method == "plain" else 1 + number + again) % len(MARKERS)]
         look[name] = tuple(white + (1 - white) * part for part in to_rgb(colour)), marker
-    return look
+    return {name: look[name] for name in names}
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:

@@ -22,9 +22,9 @@ from test_checkpoint import flip_a_bit
 from test_cli import fail
 
 import teacherless
-from teacherless import disk
 from teacherless.cli import main
 from teacherless.errors import InputError
+from teacherless.files import disk
 from teacherless.runs.config import Run, new_folder
 from teacherless.training import checkpoint
 from teacherless.training.lifecycle import _commit

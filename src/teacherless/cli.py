@@ -18,8 +18,8 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import BaseModel
 
 import teacherless
-from teacherless import schemas
 from teacherless.errors import Diverged, InputError, Stopped, short, unknown
+from teacherless.files import schemas
 from teacherless.runs.config import Run
 from teacherless.runs.flags import DataFlags, Flags
 from teacherless.study import show

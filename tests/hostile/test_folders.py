@@ -14,9 +14,9 @@ import pytest
 from mutation import damage, damaged_copy
 from PIL import Image
 
-from teacherless import schemas
 from teacherless.cli import main
 from teacherless.errors import InputError
+from teacherless.files import schemas
 from teacherless.study.read_runs import read
 
 SMALL = ["--data", "digits", "--train-samples", "64", "--student", "small-cnn,width=2", "--steps", "2"]

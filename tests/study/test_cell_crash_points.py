@@ -10,7 +10,7 @@ import pytest
 from operations import How, Operations
 from test_checkpoint import contents
 
-from teacherless import disk
+from teacherless.files import disk
 from teacherless.runs.config import Run
 from teacherless.study.cells import Cell, run_cell
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from teacherless import schemas
 from teacherless.cli import main
 from teacherless.evaluation.metrics import flops
+from teacherless.files import schemas
 from teacherless.runs.build import load_source
 from teacherless.runs.config import Run
 from teacherless.study import show

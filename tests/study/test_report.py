@@ -15,8 +15,8 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from teacherless import disk, schemas
 from teacherless.cli import _merged, app, main
+from teacherless.files import disk, schemas
 from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
 from teacherless.runs.explain import lessons

@@ -22,8 +22,8 @@ from test_all_methods import build, data
 from torch import nn
 
 import teacherless as tl
-from teacherless import disk
 from teacherless.errors import Diverged, InputError, Stopped
+from teacherless.files import disk
 from teacherless.method import Batch, Method, Output
 from teacherless.methods import METHODS
 from teacherless.runs.config import Run

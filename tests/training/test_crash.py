@@ -32,7 +32,7 @@ RUN = ["train", "dml", "--data", "digits", "--student", "small-cnn,width=8", "--
 # The same command line, but every file of a checkpoint takes a while to reach the disk: a kill lands in between.
 SLOW = """
 import sys, time
-from teacherless import disk
+from teacherless.files import disk
 from teacherless.cli import main
 write = disk.write_flushed
 def slow(path, data):

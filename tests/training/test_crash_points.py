@@ -11,8 +11,8 @@ import pytest
 from operations import How, Operations
 from test_checkpoint import contents, fit
 
-from teacherless import disk
 from teacherless.errors import InputError
+from teacherless.files import disk
 from teacherless.training import checkpoint
 
 RUN: dict[str, Any] = {"epochs": 2, "checkpoint_every": "2s"}  # of four steps each: four checkpoints, of which two stay

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from teacherless import disk
 from teacherless.data.augment.distort import Augment
 from teacherless.data.loader import Loader
 from teacherless.data.sources import Source
 from teacherless.errors import InputError
+from teacherless.files import disk
 from teacherless.method import Wants
 
 ROWS, COLUMNS = 8, 4  # of images, each with two views

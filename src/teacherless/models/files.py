@@ -14,8 +14,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from teacherless import disk, models, schemas
+from teacherless import models
 from teacherless.errors import InputError, names_code, unknown
+from teacherless.files import disk, schemas
 from teacherless.models.foreign import by_name
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # what a student's folder holds

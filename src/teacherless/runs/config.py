@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, field_validator
 
-from teacherless import disk
 from teacherless.errors import InputError, names_code, short
+from teacherless.files import disk
 from teacherless.runs import shrink
 from teacherless.training.settings import Settings
 

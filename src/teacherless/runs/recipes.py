@@ -22,8 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from teacherless import schemas
 from teacherless.errors import InputError, unknown
+from teacherless.files import schemas
 from teacherless.runs.config import Run
 from teacherless.training.settings import read
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from teacherless import disk, schemas
 from teacherless.errors import InputError
+from teacherless.files import disk, schemas
 from teacherless.models.files import CONFIG, WEIGHTS, Student, load_student
 from teacherless.runs.config import Run, as_given, refuse_code
 from teacherless.training.settings import read

@@ -21,8 +21,8 @@ from statistics import median
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
-from teacherless import disk, schemas
 from teacherless.errors import Diverged, InputError, Stopped, short
+from teacherless.files import disk, schemas
 from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
 from teacherless.study.watch import Progress, Told

@@ -15,9 +15,10 @@ from typing import Any
 import joblib
 import torch
 
-from teacherless import disk, models, schemas
+from teacherless import models
 from teacherless.errors import InputError, unknown
 from teacherless.evaluation.metrics import flops
+from teacherless.files import disk, schemas
 from teacherless.methods import METHODS
 from teacherless.runs.build import load_source, method_options
 from teacherless.runs.config import Run, parse_student, specs

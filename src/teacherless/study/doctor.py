@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from teacherless.schemas import Finding
+from teacherless.files.schemas import Finding
 
 
 def of_runs(summaries: Sequence[Mapping[str, Any]]) -> list[Finding]:

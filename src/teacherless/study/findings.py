@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from teacherless import losses, schemas
+from teacherless import losses
 from teacherless.data import Loader, Source
 from teacherless.data.augment.distort import Augment
 from teacherless.evaluation.metrics import evaluating
+from teacherless.files import schemas
 from teacherless.method import Batch
 from teacherless.methods import METHODS
 from teacherless.methods.one import ONE

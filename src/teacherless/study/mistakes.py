@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from teacherless import disk
+from teacherless.files import disk
 from teacherless.runs.results import Evaluation
 from teacherless.runs.stored import run_folder
 from teacherless.study import plots

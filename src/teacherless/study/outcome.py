@@ -25,11 +25,11 @@ from typing import Any
 
 import torch
 
-from teacherless import disk, schemas
 from teacherless.data import Loader, Source
 from teacherless.data.splits import Split
 from teacherless.errors import InputError
 from teacherless.evaluation.metrics import flops, metrics, predict
+from teacherless.files import disk, schemas
 from teacherless.methods import METHODS
 from teacherless.models.files import Student, load_student, read_config
 from teacherless.runs.config import Run, specs

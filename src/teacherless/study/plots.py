@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from teacherless import disk
+from teacherless.files import disk
 from teacherless.study.statistics import CAVEAT
 
 if TYPE_CHECKING:

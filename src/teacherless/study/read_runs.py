@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from teacherless import disk, schemas
 from teacherless.data import Loader, Source
 from teacherless.data.augment.distort import counter_hash
 from teacherless.errors import InputError
+from teacherless.files import disk, schemas
 from teacherless.method import Wants
 from teacherless.methods import METHODS
 from teacherless.models.files import Student

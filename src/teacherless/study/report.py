@@ -19,8 +19,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from teacherless import disk, schemas
 from teacherless.errors import InputError
+from teacherless.files import disk, schemas
 from teacherless.methods import METHODS
 from teacherless.runs.config import Run, as_given
 from teacherless.runs.explain import lessons

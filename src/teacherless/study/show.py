@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teacherless import disk
+from teacherless.files import disk
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from teacherless import schemas
 from teacherless.errors import InputError, unknown
+from teacherless.files import schemas
 from teacherless.runs.config import Run
 from teacherless.study.cells import Cell, run_cells
 from teacherless.training.settings import read

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from teacherless import schemas
 from teacherless.errors import InputError
+from teacherless.files import schemas
 
 if TYPE_CHECKING:
     from rich.console import Console

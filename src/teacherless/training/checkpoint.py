@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from teacherless import disk
 from teacherless.errors import InputError, short
+from teacherless.files import disk
 
 FORMAT = 3
 KEEP = 2

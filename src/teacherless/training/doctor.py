@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from teacherless import losses
 from teacherless.evaluation.metrics import constant, predicted
+from teacherless.files.schemas import Finding
 from teacherless.method import Batch, Method
-from teacherless.schemas import Finding
 
 FAR = 100  # times larger or smaller than cross-entropy
 ALIKE = 0.001  # mean difference of two peers' probabilities: half the sum over classes

@@ -11,8 +11,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from teacherless import disk
 from teacherless.errors import InputError, short
+from teacherless.files import disk
 
 
 def open_folder(out: Path, resume: bool = False) -> Path:

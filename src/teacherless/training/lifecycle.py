@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import teacherless
-from teacherless import disk, schemas
 from teacherless.data import as_loader
 from teacherless.errors import Diverged, InputError, first_line, python_names
+from teacherless.files import disk, schemas
 from teacherless.method import Method, Wants
 from teacherless.methods import METHODS
 from teacherless.methods._parts import Frozen

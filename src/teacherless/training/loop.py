@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from teacherless import losses, schemas
+from teacherless import losses
 from teacherless.data import Loader
 from teacherless.data.own_loader import Adapted
 from teacherless.errors import ADVICE, Diverged, InputError, Stopped
 from teacherless.evaluation.metrics import evaluate, evaluating
+from teacherless.files import schemas
 from teacherless.method import Batch, Method, Progress
 from teacherless.network import call, check_ready
 from teacherless.training import checkpoint, doctor

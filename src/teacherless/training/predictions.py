@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from teacherless import disk
 from teacherless.errors import InputError
 from teacherless.evaluation.metrics import predict, predicted
+from teacherless.files import disk
 
 FILE = "predictions.safetensors"
 LABELS = "labels"

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from teacherless import disk, losses, schemas
+from teacherless import losses
 from teacherless.errors import ADVICE, Diverged
 from teacherless.evaluation.metrics import predicted
+from teacherless.files import disk, schemas
 from teacherless.method import Output
 
 Line = dict[str, Any]

@@ -11,8 +11,8 @@ from typing import Any, Literal, TypedDict, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from teacherless import schemas
 from teacherless.errors import InputError, unknown
+from teacherless.files import schemas
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from teacherless import schemas
 from teacherless.data import Loader, Source
 from teacherless.evaluation.metrics import constant, metrics, predict
 from teacherless.evaluation.reid import look, reid
+from teacherless.files import schemas
 from teacherless.method import Wants
 from teacherless.training import doctor, predictions
 from teacherless.training.loop import Training

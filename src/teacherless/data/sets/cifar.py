@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from teacherless import disk
 from teacherless.data.bounds import a_file
 from teacherless.data.fetch import cache_dir, download
 from teacherless.data.found import Found, Options, as_it_is, same_classes
 from teacherless.data.splits import Resident
 from teacherless.errors import InputError
+from teacherless.files import disk
 
 SIDE = 32
 MOST = 50_000  # records of a file

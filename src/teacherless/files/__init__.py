@@ -1,0 +1,1 @@
+"""What a run folder holds: files that are whole or not there (`disk`), and what stands in them (`schemas`)."""

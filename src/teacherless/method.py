@@ -62,6 +62,7 @@ Exchange = Callable[[Tensor], Tensor]  # own [k, B, C+1] -> mean over the others
 class Method(nn.Module):
     """What is trained: the student or students, and whatever helps them learn."""
 
+    student: nn.Module
     cohort: ClassVar[bool] = False  # takes any number of students, not just one
     teacher_use: ClassVar[Literal["none", "optional", "required"]] = "none"
     needs: ClassVar[tuple[str, ...]] = ()  # numbers of the data its constructor takes: num_classes, num_samples
@@ -148,8 +149,8 @@ class Method(nn.Module):
         return progress._replace(epoch=progress.epoch - start, epochs=torch.full_like(progress.epochs, end - start))
 
     def students(self) -> dict[str, nn.Module]:
-        """What is shipped, by name."""
-        raise NotImplementedError
+        """What is shipped, by name: the one network `student`, where a method does not say otherwise."""
+        return {"student": self.student}
 
     def begin(self, phase: str) -> None:
         """A phase begins, the first one too."""

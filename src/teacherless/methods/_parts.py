@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -64,6 +64,18 @@ class MeanProbability(nn.Module):
         return mean
 
 
+class Predictor(nn.Module):
+    """A method's own ensemble as a network: `predict`, a bound method of `method`, gives its logits `[B, C]`."""
+
+    def __init__(self, method: nn.Module, predict: Callable[[Input], Tensor]) -> None:
+        super().__init__()
+        self.method, self.predict = method, predict
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """What the student reads -> `[B, C]`."""
+        return self.predict(packed(args, kwargs))
+
+
 def resize(x: Tensor, height: int, width: int) -> Tensor:
     """Average down, repeat up. `[B, C, H, W] -> [B, C, height, width]`."""
     h, w = x.shape[-2:]
@@ -71,6 +83,5 @@ def resize(x: Tensor, height: int, width: int) -> Tensor:
         return x
     if h % height == 0 and w % width == 0:  # as below, but its gradient is deterministic on a GPU
         return F.avg_pool2d(x, (h // height, w // width))
-    return (
-        F.interpolate(x, (height, width)) if h <= height and w <= width else F.adaptive_avg_pool2d(x, (height, width))
-    )
+    grows = h <= height and w <= width
+    return F.interpolate(x, (height, width)) if grows else F.adaptive_avg_pool2d(x, (height, width))

@@ -10,8 +10,7 @@ Formula:
     each other i:   L_i = (1 - alpha) CE(z_i, y) + alpha T² KL(p_C^T ‖ p_i^T) + hint_weight mean (F_i - F_C)²
     L = L_C + Σ_i L_i,  p_C and F_C constant, F_i the exit's map after its layers, of the shape of F_C
 
-Paper:
-    Zhang, Song, Gao, Chen, Bao, Ma: Be Your Own Teacher, ICCV 2019 (arXiv:1905.08094), section 3.
+Paper: Zhang, Song, Gao, Chen, Bao, Ma: Be Your Own Teacher, ICCV 2019 (arXiv:1905.08094), section 3.
 
 Defaults:
     The paper gives no numbers; alpha 0.3, temperature 3 and hint_weight 0.03 are those of the authors' later code.
@@ -28,14 +27,9 @@ Where we differ from the paper, and from the authors' code:
     are stride-2 separable convolutions behind a sigmoid attention (exits "separable"). Its data recipe is not part of
     it. It averages the exits' logits for the ensemble, we their probabilities.
 
-Ships:
-    `student`, the deepest exit: the plain network. The ensemble is the mean probability of all exits.
-
-Cost:
-    One forward and backward of the student, and the exits, which are small.
-
-Results:
-    See docs/log.md.
+Ships: `student`, the deepest exit: the plain network. The ensemble is the mean probability of all exits.
+Cost: One forward and backward of the student, and the exits, which are small.
+Results: See docs/log.md.
 """
 
 from __future__ import annotations
@@ -49,12 +43,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from teacherless import losses
+from teacherless.batch import Input
 from teacherless.method import Batch, Method, Output, Progress
 from teacherless.methods import _checks as checks
-from teacherless.methods._parts import resize
+from teacherless.methods._parts import Predictor, resize
 from teacherless.models.layers import conv, conv_bn, conv_bn_relu
 from teacherless.models.staged import Insides, fresh
-from teacherless.network import packed
 
 
 class BYOT(Method):
@@ -72,6 +66,7 @@ class BYOT(Method):
     Raises: InputError for a student without stages, numbers out of range, and options that have no effect.
     """
 
+    student: Insides
     variants: ClassVar[dict[str, dict[str, Any]]] = {
         "released": {"distil": "soft-ce", "hint": "distance", "exits": "separable"}
     }
@@ -92,70 +87,56 @@ class BYOT(Method):
         checks.share(alpha=alpha)
         checks.positive(alpha=alpha, temperature=temperature)
         checks.not_negative(hint_weight=hint_weight)
-        checks.one_of(("kl", "soft-ce"), distil=distil)
-        checks.one_of(("maps", "distance"), hint=hint)
-        checks.one_of(("bottleneck", "separable"), exits=exits)
+        checks.choices(BYOT, distil=distil, hint=hint, exits=exits)
         if not hint_weight:
-            checks.no_effect("hint_weight=0", hint=(hint, "maps"))
+            checks.no_effect(BYOT, "hint_weight=0", hint=hint)
         self.student = student
-        leaves = [Exit(student, i, exits) for i in range(len(student.channels) - 1)]
-        self.exits = nn.ModuleList(leaves)
-        adapted = len(leaves) - 1 if hint == "distance" else 0  # all but the deepest of the shallow exits
-        self.adapters = nn.ModuleList(nn.Linear(leave.dim, student.dim) for leave in leaves[:adapted])
+        shallow = [Exit(student, i, exits) for i in range(len(student.channels) - 1)]
+        self.exits = nn.ModuleList(shallow)
+        adapted = len(shallow) - 1 if hint == "distance" else 0  # all but the deepest of the shallow exits
+        self.adapters = nn.ModuleList(nn.Linear(exit.dim, student.dim) for exit in shallow[:adapted])
         self.alpha, self.temperature, self.hint_weight = alpha, temperature, hint_weight
         self.distil, self.hint = distil, hint
 
     def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
         """`ce`, `ce_exits`: all learn from the labels. `distil`, `hint`: the shallow exits from the deepest."""
         maps, embedding, logits = self.student.look(batch.inputs[0])
-        found = self._shallow(maps)
-        each = torch.stack([losses.full(z) for _, _, z in found])  # [E, B, C]
+        features, embeddings, shallow = zip(*self._shallow(maps), strict=True)
+        each = torch.stack([losses.full(z) for z in shallow])  # [E, B, C]
         terms = {
             "ce": losses.ce(logits, batch.labels, self.smoothing).mean(),
             "ce_exits": (1 - self.alpha) * losses.ce(each, batch.labels, self.smoothing).mean(1).sum(),
             "distil": self.alpha * self._distil(each, logits.detach()).mean(1).sum(),
         }
         if self.hint_weight and self.hint == "maps":
-            each_map = [losses.mse(f, maps[-1].detach()).mean() for f, _, _ in found]
-            terms["hint"] = self.hint_weight * torch.stack(each_map).sum()
+            misses = [losses.mse(f, maps[-1].detach()).mean() for f in features]
+            terms["hint"] = self.hint_weight * torch.stack(misses).sum()
         elif self.hint_weight and self.adapters:
             goal = losses.full(embedding.detach())
-            each_dist = [
-                torch.dist(losses.full(a(e)), goal) for a, (_, e, _) in zip(self.adapters, found, strict=False)
-            ]
-            terms["hint"] = self.hint_weight * torch.stack(each_dist).sum()
+            adapted = [adapt(e) for adapt, e in zip(self.adapters, embeddings, strict=False)]
+            misses = [torch.dist(losses.full(e), goal) for e in adapted]
+            terms["hint"] = self.hint_weight * torch.stack(misses).sum()
         return Output(terms, logits.detach()[None])
 
     def _shallow(self, maps: list[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Map, embedding and logits of every other exit."""
         height, width = maps[-1].shape[-2:]
-        return [leave(f, height, width) for leave, f in zip(self.exits, maps, strict=False)]
+        return [exit(f, height, width) for exit, f in zip(self.exits, maps, strict=False)]
 
     def _distil(self, each: Tensor, target: Tensor) -> Tensor:
         if self.distil == "kl":
             return losses.kl(each, target, self.temperature)  # [E, B]
         return losses.soft_ce(each / self.temperature, losses.log_probs(target, self.temperature).exp())
 
-    def students(self) -> dict[str, nn.Module]:
-        """The network, without exits."""
-        return {"student": self.student}
-
     def ensemble(self) -> nn.Module:
         """The mean of all exits' probabilities."""
-        return AllExits(self)
+        return Predictor(self, self.mean_probability)
 
-
-class AllExits(nn.Module):
-    """All exits of a `BYOT` as one predictor."""
-
-    def __init__(self, byot: BYOT) -> None:
-        super().__init__()
-        self.byot = byot
-
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        """log of the mean probability. What the student reads -> `[B, C]`."""
-        maps, _, logits = self.byot.student.look(packed(args, kwargs))
-        each = torch.stack([losses.log_probs(z) for z in (*(z for _, _, z in self.byot._shallow(maps)), logits)])
+    def mean_probability(self, x: Input) -> Tensor:
+        """log of the mean over all exits. `[B, ...] -> [B, C]`."""
+        maps, _, logits = self.student.look(x)
+        shallow = [z for _, _, z in self._shallow(maps)]
+        each = torch.stack([losses.log_probs(z) for z in (*shallow, logits)])
         return each.logsumexp(0) - math.log(len(each))
 
 
@@ -193,8 +174,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W] -> [B, C, H, W]`."""
-        seen = F.interpolate(self.look(x), x.shape[-2:], mode="bilinear", align_corners=False)
-        return seen.sigmoid() * x
+        weight = F.interpolate(self.look(x), x.shape[-2:], mode="bilinear", align_corners=False)
+        return weight.sigmoid() * x
 
 
 def separable(inputs: int, outputs: int) -> list[nn.Module]:

@@ -11,8 +11,7 @@ Paper:
     Yun, Park, Lee, Shin: Regularizing Class-wise Predictions via Self-knowledge Distillation, CVPR 2020
     (arXiv:2003.13964), section 2.
 
-Defaults:
-    temperature 4 and kd_weight 1, the authors' for CIFAR-100 and TinyImageNet (3 for fine-grained sets).
+Defaults: temperature 4 and kd_weight 1, the authors' for CIFAR-100 and TinyImageNet (3 for fine-grained sets).
 
 Where we differ from the paper, and from the authors' code:
     As in train.py of alinlab/cs-kd the classmate is predicted second, without gradient but in training mode: it is
@@ -20,14 +19,9 @@ Where we differ from the paper, and from the authors' code:
     labelled images and as many classmates, so --batch-size 128 is theirs. Their sampler may draw an image as its own
     classmate (one time in 500 on CIFAR-100); ours never does. It also keeps an epoch's last, smaller batch.
 
-Ships:
-    `student`, the network itself.
-
-Cost:
-    Two forwards and one backward per batch, and twice the images.
-
-Results:
-    See docs/log.md.
+Ships: `student`, the network itself.
+Cost: Two forwards and one backward per batch, and twice the images.
+Results: See docs/log.md.
 """
 
 from __future__ import annotations
@@ -70,7 +64,3 @@ class CSKD(Method):
             "distil": self.kd_weight * losses.kl(logits, target, self.temperature).mean(),
         }
         return Output(terms, logits.detach()[None])
-
-    def students(self) -> dict[str, nn.Module]:
-        """The one network."""
-        return {"student": self.student}

@@ -30,14 +30,9 @@ Where we differ from the paper, and from the authors' code:
     of each sample's logits, averaged over classes; KL averaged over classes instead of summed, so C times smaller;
     T = 3 without T²; no detach; one forward for each view. (Its views, flip only and crop only, are the data's affair.)
 
-Ships:
-    `student`, the network itself.
-
-Cost:
-    V forwards and backwards of one network per batch (two, unless views says more). No extra parameters.
-
-Results:
-    See docs/log.md.
+Ships: `student`, the network itself.
+Cost: V forwards and backwards of one network per batch (two, unless views says more). No extra parameters.
+Results: See docs/log.md.
 """
 
 from __future__ import annotations
@@ -77,10 +72,8 @@ class DDGSD(Method):
     """
 
     variants: ClassVar[dict[str, dict[str, Any]]] = {
-        "mse-logits": {
-            "temperature": 3.0, "detach": False, "match": "logits", "joint": False, "class_mean": True,
-        }
-    }  # fmt: skip
+        "mse-logits": {"temperature": 3.0, "detach": False, "match": "logits", "joint": False, "class_mean": True}
+    }
 
     def __init__(
         self,
@@ -98,20 +91,17 @@ class DDGSD(Method):
         super().__init__()
         checks.positive(temperature=temperature)
         checks.not_negative(kl_weight=kl_weight, mmd_weight=mmd_weight)
-        checks.one_of(("features", "logits"), match=match)
+        checks.choices(DDGSD, match=match)
         if views < 2:
             raise InputError(f"views: found {views}; must be at least 2, to have something to agree on")
         if not kl_weight:
-            checks.no_effect(
-                "kl_weight=0", temperature=(temperature, 1.0), detach=(detach, True), class_mean=(class_mean, False)
-            )
+            checks.no_effect(DDGSD, "kl_weight=0", temperature=temperature, detach=detach, class_mean=class_mean)
         if not mmd_weight:
-            checks.no_effect("mmd_weight=0", match=(match, "features"))
+            checks.no_effect(DDGSD, "mmd_weight=0", match=match)
         elif match == "features" and not isinstance(student, Insides):
-            raise InputError(
-                f"ddgsd: MMD needs a student with stages, to read its features, and found {type(student).__name__}; "
-                "wrap it in teacherless.adapt(net), or leave the term out: mmd_weight=0"
-            )
+            needs = f"MMD needs a student with stages, to read its features, and found {type(student).__name__}"
+            hint = "wrap it in teacherless.adapt(net), or leave the term out: mmd_weight=0"
+            raise InputError(f"ddgsd: {needs}; {hint}")
         self.student = student
         self.kl_weight, self.mmd_weight, self.temperature = kl_weight, mmd_weight, temperature
         self.detach, self.match, self.joint, self.class_mean = detach, match, joint, class_mean
@@ -145,10 +135,6 @@ class DDGSD(Method):
             return logits, features
         logits = call(self.student, x)
         return logits, logits
-
-    def students(self) -> dict[str, nn.Module]:
-        """The one network."""
-        return {"student": self.student}
 
 
 def _sum(values: Iterable[Tensor]) -> Tensor:

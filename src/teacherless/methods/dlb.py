@@ -12,8 +12,7 @@ Paper:
     Shen, Xu, Yang, Li, Guo: Self-Distillation from the Last Mini-Batch for Consistency Regularization, CVPR 2022
     (arXiv:2203.16172), section 3.
 
-Defaults:
-    alpha 1, temperature 3, the paper's for CIFAR.
+Defaults: alpha 1, temperature 3, the paper's for CIFAR.
 
 Where we differ from the paper, and from the authors' code:
     The paper's sampler draws half of every batch again. Here, as in dlb.py of Meta-knowledge-Lab/DLB, the method keeps
@@ -23,14 +22,9 @@ Where we differ from the paper, and from the authors' code:
     What is kept is part of the method's state: what resume needs. In a step recorded by `--engine graph`, a batch of
     another size than the first is not the past of the one after it.
 
-Ships:
-    `student`, the network itself; the last batch stays behind.
-
-Cost:
-    Two forwards and two backwards per new image, where plain has one, and the memory of a batch.
-
-Results:
-    None of ours yet.
+Ships: `student`, the network itself; the last batch stays behind.
+Cost: Two forwards and two backwards per new image, where plain has one, and the memory of a batch.
+Results: None of ours yet.
 """
 
 from __future__ import annotations
@@ -74,20 +68,20 @@ class DLB(Method):
         ce = losses.ce(logits, batch.labels, self.smoothing)
         distil = ce.new_zeros(())
         if self.last:
-            *old, labels, said = (place.clone() for place in self.last)  # the places are written over before backward
+            *old, labels, target = (place.clone() for place in self.last)  # the places are written over before backward
             parts = iter(old)
             again = call(self.student, mapped(lambda _: next(parts), later))
             ce = torch.cat([losses.ce(again, labels, self.smoothing), ce])
-            distil = self.alpha * losses.kl(again, said, self.temperature).mean()
+            distil = self.alpha * losses.kl(again, target, self.temperature).mean()
         if self.training:
             self._keep([*leaves(later), batch.labels, logits])
         return Output({"ce": ce.mean(), "distil": distil}, logits.detach()[None])
 
-    def _keep(self, found: list[Tensor]) -> None:
+    def _keep(self, tensors: list[Tensor]) -> None:
         """In the places there are, which a recorded step needs; in new ones if the batch is of another kind."""
-        if [(x.shape, x.dtype) for x in found] != [(x.shape, x.dtype) for x in self.last]:
-            self.last = [torch.empty_like(x, requires_grad=False) for x in found]
-        for place, x in zip(self.last, found, strict=True):
+        if [(x.shape, x.dtype) for x in tensors] != [(x.shape, x.dtype) for x in self.last]:
+            self.last = [torch.empty_like(x, requires_grad=False) for x in tensors]
+        for place, x in zip(self.last, tensors, strict=True):
             place.copy_(x.detach())
 
     # The last batch is no buffer: its shapes are known once there is one, and every rank of DistributedDataParallel has
@@ -108,7 +102,3 @@ class DLB(Method):
         self.last = [fn(x) for x in self.last]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
-
-    def students(self) -> dict[str, nn.Module]:
-        """The one network."""
-        return {"student": self.student}

@@ -39,16 +39,14 @@ Where we differ from the paper, and from the authors' code:
     and the last part does not depend on peer k, both have the same gradient. The paper reports different results for
     them (its Figure 4); with peers as constants that cannot come from the method. A test proves the identity.
 
-Ships:
-    `peer0` … `peerK-1`, each a plain network. The ensemble is the mean of the peers' probabilities.
+Ships: `peer0` … `peerK-1`, each a plain network. The ensemble is the mean of the peers' probabilities.
 
 Cost:
     K forwards and K backwards per batch (times V views); in turn, K² forwards. Memory: K networks and their
     activations. Each prediction costs a softmax and a log-softmax. Other topologies and "symmetric" need everyone's
     predictions, not their mean: K² sums instead of K, and K times the traffic.
 
-Results:
-    See docs/log.md.
+Results: See docs/log.md.
 """
 
 from __future__ import annotations
@@ -103,32 +101,32 @@ def listening(topology: str | Sequence[Sequence[float]], peers: int) -> Tensor:
     """
     if not isinstance(topology, str):
         return _checked(topology, peers)
-    a = torch.zeros(peers, peers, dtype=torch.float64)
+    weights = torch.zeros(peers, peers, dtype=torch.float64)
     for k in range(peers):
-        sources = {"complete": [j for j in range(peers) if j != k], "ring": [(k - 1) % peers],
-                 "star": [0] if k else [*range(1, peers)], "weak-to-strong": [*range(k + 1, peers)]}  # fmt: skip
+        sources = {
+            "complete": [j for j in range(peers) if j != k],
+            "ring": [(k - 1) % peers],
+            "star": [0] if k else [*range(1, peers)],
+            "weak-to-strong": [*range(k + 1, peers)],
+        }
         if topology not in sources:
             raise unknown("topology", topology, sources)
         for j in sources[topology]:
-            a[k, j] = 1 / len(sources[topology])
-    return a
+            weights[k, j] = 1 / len(sources[topology])
+    return weights
 
 
 def _checked(rows: Sequence[Sequence[float]], peers: int) -> Tensor:
-    if len(rows) != peers or any(len(row) != peers for row in rows):
-        raise InputError(
-            f"topology: found rows of {[len(row) for row in rows]}; {peers} peers need {peers} rows of {peers}"
-        )
-    a = torch.tensor([list(row) for row in rows], dtype=torch.float64)
-    for k, row in enumerate(a):
-        total = float(row.sum())
-        if not bool((row >= 0).all()) or min(abs(total), abs(total - 1)) > 1e-6:
-            raise InputError(
-                f"topology: found row {k} = {row.tolist()}; weights must be at least 0 and sum to 1, or to 0"
-            )
-        if float(row[k]) != 0:
+    sizes = [len(row) for row in rows]
+    if sizes != [peers] * peers:
+        raise InputError(f"topology: found rows of {sizes}; {peers} peers need {peers} rows of {peers}")
+    for k, row in enumerate(rows):
+        if not (min(row) >= 0 and min(abs(sum(row)), abs(sum(row) - 1)) <= 1e-6):  # nor NaN
+            shown = [float(weight) for weight in row]
+            raise InputError(f"topology: found row {k} = {shown}; weights must be at least 0 and sum to 1, or to 0")
+        if row[k] != 0:
             raise InputError(f"topology: found {float(row[k])} at [{k}][{k}]; a peer does not listen to itself")
-    return a
+    return torch.tensor([list(row) for row in rows], dtype=torch.float64)
 
 
 class DML(Method):
@@ -172,12 +170,9 @@ class DML(Method):
     ) -> None:
         super().__init__()
         if len(peers) * views < 2:
-            raise InputError(
-                f"dml: found {len(peers)} peer and views={views}; mutual learning needs two peers or two views"
-            )
-        checks.one_of(("simultaneous", "in_turn"), update=update)
-        checks.one_of(("pairwise", "dml_e", "symmetric"), mimicry=mimicry)
-        checks.one_of(("mean", "sum"), reduce=reduce)
+            needs = "mutual learning needs two peers or two views"
+            raise InputError(f"dml: found {len(peers)} peer and views={views}; {needs}")
+        checks.choices(DML, update=update, mimicry=mimicry, reduce=reduce)
         checks.positive(temperature=temperature)
         checks.not_negative(weight=weight, ramp_epochs=ramp_epochs)
         if views > 1 and topology != "complete":
@@ -185,8 +180,9 @@ class DML(Method):
         if views == 1:
             _refuse_equal(peers)
         if update == "in_turn" and any(isinstance(part, torch.jit.ScriptModule) for p in peers for part in p.modules()):
-            raise InputError("update: found 'in_turn' with a scripted peer, whose buffers would move while it "
-                             "only predicts; give the module it was made of, or update='simultaneous'")  # fmt: skip
+            hint = "give the module it was made of, or update='simultaneous'"
+            why = "a scripted peer, whose buffers would move while it only predicts"
+            raise InputError(f"update: found 'in_turn' with {why}; {hint}")
         self.peers = nn.ModuleList(peers)
         self.temperature, self.update, self.views = temperature, update, views
         self.weight, self.ramp_epochs, self.mimicry, self.reduce = weight, ramp_epochs, mimicry, reduce
@@ -228,7 +224,7 @@ class DML(Method):
             shared = log_p if self.temperature == 1 else losses.log_probs(own)
             ce = losses.nll(shared, labels, self.smoothing)
         if self.complete:
-            mimicry = mimicry * (len(self.listening) - 1) if self.reduce == "sum" else mimicry / self._heard(mimicry)
+            mimicry = mimicry * (len(self.listening) - 1) if self.reduce == "sum" else mimicry / self._present(mimicry)
         silent = self._gone() & (self.left_at < 0).any()  # were all silent, the loss would be 0
         return torch.where(silent[:, None], 0, ce), torch.where(silent[:, None], 0, mimicry)  # NaN times 0 is NaN
 
@@ -252,10 +248,10 @@ class DML(Method):
         return self._gone()
 
     def _mean_of_others(self, own: Tensor, step: Tensor) -> Tensor:
-        """The exchange, with 0 for who has left: `_heard` times the mean of the others that remain. `[k, B, C+1]`."""
+        """The exchange, with 0 for who has left: `_present` times the mean of the others that remain. `[k, B, C+1]`."""
         return self.exchange(own.masked_fill_(self._leave(own[..., -1], step)[:, None, None], 0))
 
-    def _heard(self, like: Tensor) -> Tensor:
+    def _present(self, like: Tensor) -> Tensor:
         """The share of the other predictions that are in the mean, known after the exchange; 1 if nobody has left."""
         others = (self.left_at < 0).sum() * self.views - 1
         return others.clamp_min(1).to(like) / (len(self.listening) - 1)
@@ -268,8 +264,8 @@ class DML(Method):
         others = self._mean_of_others(message, step)
         target, constant = others[..., :-1], others[..., -1]
         if self.mimicry == "dml_e":
-            heard = self._heard(target)
-            constant = heard * _neg_entropy(target / heard)
+            share = self._present(target)
+            constant = share * _neg_entropy(target / share)
         return constant - (target * log_p).sum(-1)
 
     def _from_all(self, log_p: Tensor, step: Tensor) -> Tensor:
@@ -286,12 +282,12 @@ class DML(Method):
             rows = rows * (listening.sum(1) / rows.sum(1).clamp_min(torch.finfo(rows.dtype).tiny))[:, None]
         target = _mix(rows, p)  # [k, B, C]
         constant = _neg_entropy(target) if self.mimicry == "dml_e" else _mix(rows, (p * all_log_p).sum(-1))
-        found = constant - (target * log_p).sum(-1)
-        if self.mimicry == "symmetric":
-            own = log_p.exp()
-            backward = rows.sum(1)[:, None] * (own * log_p).sum(-1) - (own * _mix(rows, all_log_p)).sum(-1)
-            found = (found + backward) / 2
-        return found
+        forward = constant - (target * log_p).sum(-1)
+        if self.mimicry != "symmetric":
+            return forward
+        own = log_p.exp()
+        backward = rows.sum(1)[:, None] * (own * log_p).sum(-1) - (own * _mix(rows, all_log_p)).sum(-1)
+        return (forward + backward) / 2
 
     def _predict(self, i: int, x: Input, turn: int | None) -> Tensor:
         """Peer i's logits. An idle peer only predicts: its batch-norm buffers do not move, no gradient is made."""
@@ -345,10 +341,9 @@ def _refuse_equal(peers: Sequence[nn.Module]) -> None:
             if a is b:
                 raise InputError(f"dml: peers {j} and {i} are one and the same network; give each peer its own")
             if drawing_layer(a) is None and _equal(a, b):
-                raise InputError(
-                    f"dml: peers {j} and {i} start with equal weights, so they would stay equal and learn nothing from "
-                    "each other; start each from its own seed, or break the symmetry by dropout or views=2"
-                )
+                why = "start with equal weights, so they would stay equal and learn nothing from each other"
+                hint = "start each from its own seed, or break the symmetry by dropout or views=2"
+                raise InputError(f"dml: peers {j} and {i} {why}; {hint}")
 
 
 def _equal(a: nn.Module, b: nn.Module) -> bool:

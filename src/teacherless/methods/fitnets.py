@@ -30,15 +30,13 @@ Where we differ from the paper, and from the authors' code:
     Variant `one-stage` reproduces distillers/FitNet.py with ConvReg of megvii-research/mdistiller for maps of one size:
     both losses at once, weights 1 and 100, and the "relu" regressor; no KD.
 
-Ships:
-    `student`, the network itself. The regressor and the teacher stay behind.
+Ships: `student`, the network itself. The regressor and the teacher stay behind.
 
 Cost:
     hint: one forward of the student, one backward of its lower half, the teacher's lower half forwards. kd: as KD.
     With one_stage, as KD with half the teacher. Before that, a trained teacher.
 
-Results:
-    See docs/log.md.
+Results: See docs/log.md.
 """
 
 from __future__ import annotations
@@ -53,6 +51,7 @@ from teacherless.batch import Input
 from teacherless.method import Batch, Method, Output, Progress
 from teacherless.methods import _checks as checks
 from teacherless.methods._parts import Frozen, resize
+from teacherless.models.staged import Insides
 
 
 class FitNets(Method):
@@ -74,6 +73,7 @@ class FitNets(Method):
         no effect, and at the first step of "kd" for a teacher of other classes.
     """
 
+    student: Insides
     teacher_use = "required"
     phases: tuple[str, ...] = ("hint", "kd")
     variants: ClassVar[dict[str, dict[str, Any]]] = {
@@ -98,16 +98,12 @@ class FitNets(Method):
         student, teacher = checks.staged("fitnets", student), checks.staged("fitnets", teacher, "teacher")
         self.guided = checks.stage_index(student, guided=guided)
         self.hint = checks.stage_index(teacher, "teacher", hint=hint)
-        checks.one_of(("linear", "relu"), regressor=regressor)
+        checks.choices(FitNets, regressor=regressor)
         checks.positive(hint_weight=hint_weight, temperature=temperature)
         checks.not_negative(kd_weight_start=kd_weight_start, kd_weight_end=kd_weight_end)
         if one_stage:
-            checks.no_effect(
-                "one_stage",
-                temperature=(temperature, 3.0),
-                kd_weight_start=(kd_weight_start, 4.0),
-                kd_weight_end=(kd_weight_end, 1.0),
-            )
+            weights = {"kd_weight_start": kd_weight_start, "kd_weight_end": kd_weight_end}
+            checks.no_effect(FitNets, "one_stage", temperature=temperature, **weights)
             self.phases = ("",)
         self.needs_progress = not one_stage and kd_weight_start != kd_weight_end
         self.student, self.teacher = student, Frozen(teacher)
@@ -143,10 +139,6 @@ class FitNets(Method):
         """λ of this epoch, a 0-d tensor."""
         done = progress.epoch.to(dtype) / (progress.epochs - 1).clamp(min=1)
         return self.kd_weight_start + (self.kd_weight_end - self.kd_weight_start) * done
-
-    def students(self) -> dict[str, nn.Module]:
-        """The student; regressor and teacher stay behind."""
-        return {"student": self.student}
 
     def param_groups(self) -> list[dict[str, Any]]:
         """What this phase trains: the lower half and the regressor, then the student."""

@@ -27,22 +27,20 @@ Where we differ from the paper, and from the authors' code:
     As there, the network's maps are not detached: the self-teacher's cross-entropy trains it too. Their WRN has one
     batch norm and ReLU per stage, before its map is read; ours is the WRN paper's, whose stages end before both.
 
-Ships:
-    `student`, the network itself; the refiner stays behind.
+Ships: `student`, the network itself; the refiner stays behind.
 
 Cost:
     One forward and backward of the student and the refiner. The refiner grows with channels, not with depth: it adds
     5 % to the weights of a CIFAR ResNet-32, but 80 % to small-cnn, whose step takes about five times as long with it.
     Variant `released` costs several times more.
 
-Results:
-    See docs/log.md.
+Results: See docs/log.md.
 """
 
 from __future__ import annotations
 
 from functools import partial, reduce
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -75,6 +73,7 @@ class FRSKD(Method):
     Raises: InputError for a student without stages and numbers out of range.
     """
 
+    student: Insides
     variants: ClassVar[dict[str, dict[str, Any]]] = {"released": {"width": 2, "depth": 2, "pyramid": "released"}}
 
     def __init__(
@@ -92,7 +91,7 @@ class FRSKD(Method):
         student = checks.staged("frskd", student, at_least=2)
         checks.positive(temperature=temperature, kd_weight=kd_weight, width=width, depth=depth)
         checks.not_negative(attention_weight=attention_weight)
-        checks.one_of(("light", "released"), pyramid=pyramid)
+        checks.choices(FRSKD, pyramid=pyramid)
         self.student, self.refiner = student, Refiner(student, width, depth, pyramid)
         self.temperature, self.kd_weight, self.attention_weight = temperature, kd_weight, attention_weight
 
@@ -109,10 +108,6 @@ class FRSKD(Method):
             misses = [losses.attention(f, t.detach()) for f, t in zip(maps, refined, strict=True)]  # L of [B]
             terms["attention"] = self.attention_weight * torch.stack(misses).mean(1).sum()
         return Output(terms, logits.detach()[None])
-
-    def students(self) -> dict[str, nn.Module]:
-        """The network, without the refiner."""
-        return {"student": self.student}
 
 
 class Refiner(nn.Module):
@@ -157,9 +152,8 @@ class Refiner(nn.Module):
 def _wider(head: nn.Module, width: int) -> nn.Module:
     """A fresh head over `width` times as many features. Raises: InputError for one that is not linear."""
     if not isinstance(head, nn.Linear):
-        raise InputError(
-            f"width: found {width}; above 1, the student's head must be nn.Linear, not {type(head).__name__}"
-        )
+        needs = f"above 1, the student's head must be nn.Linear, not {type(head).__name__}"
+        raise InputError(f"width: found {width}; {needs}")
     return nn.Linear(width * head.in_features, head.out_features, bias=head.bias is not None)
 
 
@@ -172,9 +166,10 @@ class Mix(nn.Module):
         self.shrink = resize if light else shrink_by_maximum
         self.fit = nn.Sequential(*(conv_bn if light else conv_bn_relu)(neighbour, channels, kernel=1))
         self.weight = nn.Parameter(torch.ones(inputs))
-        layers = [[conv(channels, channels, kernel=3, groups=channels), *conv_bn_relu(channels, channels, kernel=1)]
-                  for _ in range(depth)]  # fmt: skip
-        self.conv = nn.Sequential(*chain(*layers))
+        layers: list[nn.Module] = []
+        for _ in range(depth):
+            layers += [conv(channels, channels, kernel=3, groups=channels), *conv_bn_relu(channels, channels, kernel=1)]
+        self.conv = nn.Sequential(*layers)
 
     def forward(self, neighbour: Tensor, *own: Tensor) -> Tensor:
         """`[B, C', H', W']` and one or two `[B, C, H, W]` -> `[B, C, H, W]`."""

@@ -4,11 +4,8 @@ What:
     Knowledge distillation, the method the others do without. A trained teacher is only read. Whose prediction is the
     soft target? The teacher's.
 
-Formula:
-    L = ce_weight CE(z, y) + kd_weight T² KL(p_t^T ‖ p^T),  p_t the teacher's prediction, constant
-
-Paper:
-    Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015 (arXiv:1503.02531), section 2.
+Formula: L = ce_weight CE(z, y) + kd_weight T² KL(p_t^T ‖ p^T),  p_t the teacher's prediction, constant
+Paper: Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015 (arXiv:1503.02531), section 2.
 
 Defaults:
     ce_weight 0.1 and kd_weight 0.9: the paper asks for a weighted average with considerably less weight on the labels;
@@ -20,14 +17,9 @@ Where we differ from the paper, and from the authors' code:
     KL where the paper writes cross-entropy with the soft targets: they differ by the teacher's entropy, a constant. The
     teacher is in evaluation mode and sees the same distorted image as the student.
 
-Ships:
-    `student`, the network itself. The teacher is neither trained nor stored.
-
-Cost:
-    One forward and backward of the student and one forward of the teacher per batch; before that, a trained teacher.
-
-Results:
-    See docs/log.md.
+Ships: `student`, the network itself. The teacher is neither trained nor stored.
+Cost: One forward and backward of the student and one forward of the teacher per batch; before that, a trained teacher.
+Results: See docs/log.md.
 """
 
 from __future__ import annotations
@@ -84,7 +76,3 @@ class KD(Method):
             terms["ce"] = self.ce_weight * losses.ce(logits, batch.labels, self.smoothing).mean()
         terms["distil"] = self.kd_weight * losses.kl(logits, target, self.temperature).mean()
         return Output(terms, logits.detach()[None])
-
-    def students(self) -> dict[str, nn.Module]:
-        """The student; the teacher stays behind."""
-        return {"student": self.student}

@@ -4,24 +4,19 @@ What:
     Cross-entropy with labels that give a little of their weight to every class. Whose prediction is the soft target?
     Nobody's: the uniform distribution's.
 
-Formula:
-    L = CE(z, (1 - ε)·onehot(y) + ε/C)
+Formula: L = CE(z, (1 - ε)·onehot(y) + ε/C)
 
 Paper:
     Szegedy, Vanhoucke, Ioffe, Shlens, Wojna: Rethinking the Inception Architecture for Computer Vision, CVPR 2016
     (arXiv:1512.00567), section 7.
 
-Defaults:
-    smoothing ε = 0.1, the paper's. `--smoothing` is the same number, and softens the labels of any other method.
+Defaults: smoothing ε = 0.1, the paper's. `--smoothing` is the same number, and softens the labels of any other method.
 
 Where we differ from the paper, and from the authors' code:
     Nowhere. Some ports spread ε over the C - 1 wrong classes only; here, as in the paper, the true class gets ε/C too.
 
-Ships:
-    `student`, the network itself.
-
-Cost:
-    As plain: one forward and one backward per batch.
+Ships: `student`, the network itself.
+Cost: As plain: one forward and one backward per batch.
 
 Results:
     In the one repository that ran both it beats eight of ten self-distillation methods (single runs, ResNet-18 on

@@ -11,8 +11,7 @@ Formula:
     w(t) = exp(-5 (1 - t / ramp_epochs)²) up to epoch ramp_epochs, 1 after it and where there is no ramp
     So the gate learns from CE(z_e, y) only.
 
-Paper:
-    Lan, Zhu, Gong: Knowledge Distillation by On-the-Fly Native Ensemble, NeurIPS 2018 (arXiv:1806.04606), section 3.
+Paper: Lan, Zhu, Gong: Knowledge Distillation by On-the-Fly Native Ensemble, NeurIPS 2018 (arXiv:1806.04606), section 3.
 
 Defaults:
     branches 3, temperature 3, and split -1 (branches start at the last stage) are the paper's. kl_weight 1.
@@ -39,8 +38,7 @@ Cost:
     The shared stages once, the rest m times: for a CIFAR ResNet with three branches about 1.7 forwards (2.28 against
     1.38 · 10⁸ FLOPs for ResNet-32) and 2.5 times its weights.
 
-Results:
-    See docs/log.md.
+Results: See docs/log.md.
 """
 
 from __future__ import annotations
@@ -57,9 +55,8 @@ from teacherless.batch import Input
 from teacherless.errors import InputError
 from teacherless.method import Batch, Method, Output, Progress
 from teacherless.methods import _checks as checks
-from teacherless.methods._parts import ramp
+from teacherless.methods._parts import Predictor, ramp
 from teacherless.models.staged import Insides
-from teacherless.network import packed
 
 
 class ONE(Method):
@@ -102,9 +99,8 @@ class ONE(Method):
         checks.positive(branches=branches, temperature=temperature, kl_weight=kl_weight)
         checks.not_negative(ramp_epochs=ramp_epochs)
         if not distil:
-            checks.no_effect(
-                "distil=False", temperature=(temperature, 3.0), kl_weight=(kl_weight, 1.0), ramp_epochs=(ramp_epochs, 0)
-            )
+            numbers = {"temperature": temperature, "kl_weight": kl_weight, "ramp_epochs": ramp_epochs}
+            checks.no_effect(ONE, "distil=False", **numbers)
         start = checks.stage_index(student, split=split)
         if start == 0:
             raise InputError(f"split: found {split}; branches must start after the first stage (or set share=False)")
@@ -146,25 +142,17 @@ class ONE(Method):
 
     def ensemble(self) -> nn.Module | None:
         """ONE-E: the gated logits."""
-        return GatedEnsemble(self) if len(self.branches) > 1 else None
+        return Predictor(self, self._gated) if len(self.branches) > 1 else None
+
+    def _gated(self, x: Input) -> Tensor:
+        """Σ_i g_i z_i. `[B, ...] -> [B, C]`."""
+        return self.predict(x)[1]
 
     def train(self, mode: bool = True) -> Self:
         """As every module; the students, which are views and not registered, follow."""
         for net in self._nets:
             net.train(mode)
         return super().train(mode)
-
-
-class GatedEnsemble(nn.Module):
-    """All branches of a `ONE` as one predictor."""
-
-    def __init__(self, one: ONE) -> None:
-        super().__init__()
-        self.one = one
-
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        """Σ_i g_i z_i. What the student reads -> `[B, C]`."""
-        return self.one.predict(packed(args, kwargs))[1]
 
 
 class Mean(nn.Module):
@@ -177,10 +165,5 @@ class Mean(nn.Module):
 
 def _gate(channels: int, branches: int) -> nn.Module:
     """The split's map -> `[B, m]`, before the softmax."""
-    return nn.Sequential(
-        Mean(),
-        nn.Flatten(),
-        nn.Linear(channels, branches, bias=False),
-        nn.BatchNorm1d(branches),
-        nn.ReLU(),
-    )
+    linear = nn.Linear(channels, branches, bias=False)
+    return nn.Sequential(Mean(), nn.Flatten(), linear, nn.BatchNorm1d(branches), nn.ReLU())

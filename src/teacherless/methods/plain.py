@@ -1,28 +1,13 @@
 """Plain: one network, hard labels. What everything else is compared with.
 
-What:
-    Independent training with cross-entropy.
-
-Formula:
-    L = CE(z, y)
-
-Paper:
-    None; the "independent" column of every table.
-
-Defaults:
-    No hyperparameters of its own. `--smoothing` softens the labels of any method.
-
-Where we differ from the paper, and from the authors' code:
-    Nothing to differ from.
-
-Ships:
-    `student`, the network itself.
-
-Cost:
-    One forward and one backward per batch: the unit in which the other methods' costs are given.
-
-Results:
-    See docs/log.md.
+What: Independent training with cross-entropy.
+Formula: L = CE(z, y)
+Paper: None; the "independent" column of every table.
+Defaults: No hyperparameters of its own. `--smoothing` softens the labels of any method.
+Where we differ from the paper, and from the authors' code: Nothing to differ from.
+Ships: `student`, the network itself.
+Cost: One forward and one backward per batch: the unit in which the other methods' costs are given.
+Results: See docs/log.md.
 """
 
 from __future__ import annotations
@@ -45,7 +30,3 @@ class Plain(Method):
         """`ce`: the student learns from the labels."""
         logits = call(self.student, batch.inputs[0])  # [B, C]
         return Output({"ce": losses.ce(logits, batch.labels, self.smoothing).mean()}, logits.detach()[None])
-
-    def students(self) -> dict[str, nn.Module]:
-        """The one network."""
-        return {"student": self.student}

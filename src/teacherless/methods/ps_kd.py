@@ -12,8 +12,7 @@ Paper:
     Kim, Ji, Yoon, Hwang: Self-Knowledge Distillation with Progressive Refinement of Targets, ICCV 2021
     (arXiv:2006.12000), section 3.
 
-Defaults:
-    alpha 0.8, the paper's.
+Defaults: alpha 0.8, the paper's.
 
 Where we differ from the paper, and from the authors' code:
     The first epoch has no past and a row that was never seen has none later (the last, partial batch of an epoch is
@@ -24,15 +23,13 @@ Where we differ from the paper, and from the authors' code:
     over classes, mean over samples) are the same; there a row unseen in the first epoch counts as zeros from then on
     (unseen "zero"), so its target adds up to 1 - α_t only. The table there is always float32, updated row by row.
 
-Ships:
-    `student`, the network itself; the table stays behind.
+Ships: `student`, the network itself; the table stays behind.
 
 Cost:
     One forward and backward per batch, as plain, and a table of N·C numbers (N training images, C classes): 20 MB for
     CIFAR-100, 5 GB for ImageNet, in float32.
 
-Results:
-    See docs/log.md.
+Results: See docs/log.md.
 """
 
 from __future__ import annotations
@@ -79,7 +76,7 @@ class PSKD(Method):
         super().__init__()
         checks.positive(num_samples=num_samples, num_classes=num_classes, alpha=alpha)
         checks.share(alpha=alpha)
-        checks.one_of(("label", "zero"), unseen=unseen)
+        checks.choices(PSKD, unseen=unseen)
         self.student, self.alpha, self.unseen = student, alpha, unseen
         check_ready(student)
         like = next(student.parameters(), torch.empty(0))
@@ -115,7 +112,3 @@ class PSKD(Method):
         self.memory = fn(self.memory)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
-
-    def students(self) -> dict[str, nn.Module]:
-        """The one network."""
-        return {"student": self.student}

@@ -24,14 +24,9 @@ Where we differ from the paper, and from the authors' code:
     momentum of a rate of zero is not carried over. --ema and --select best choose what a cycle leaves. All copies are
     averaged; the paper also averages only the last m.
 
-Ships:
-    `student`, the network after the last cycle. The ensemble of all cycles is evaluated, not shipped.
-
-Cost:
-    That of plain; M - 1 more networks are kept. Predicting with the ensemble takes M forwards.
-
-Results:
-    See docs/log.md.
+Ships: `student`, the network after the last cycle. The ensemble of all cycles is evaluated, not shipped.
+Cost: That of plain; M - 1 more networks are kept. Predicting with the ensemble takes M forwards.
+Results: See docs/log.md.
 """
 
 from __future__ import annotations

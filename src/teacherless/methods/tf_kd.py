@@ -27,14 +27,9 @@ Where we differ from the paper, and from the authors' code:
     probabilities were logits, softmax(u / T), which leaves it almost uniform, the student is not softened at all, and
     there is no T² (soften "probabilities").
 
-Ships:
-    `student`, the network itself.
-
-Cost:
-    reg: as plain. self: one more forward per batch, and the first training.
-
-Results:
-    See docs/log.md.
+Ships: `student`, the network itself.
+Cost: reg: as plain. self: one more forward per batch, and the first training.
+Results: See docs/log.md.
 """
 
 from __future__ import annotations
@@ -70,11 +65,9 @@ class TFKD(Method):
 
     teacher_use = "optional"
     variants: ClassVar[dict[str, dict[str, Any]]] = {
-        "released": {"soften": "probabilities", "class_mean": True, "multiplier": 100.0},
-        "released-self": {
-            "mode": "self", "alpha": 0.95, "temperature": 6.0, "class_mean": True, "multiplier": 50.0,
-        },
-    }  # fmt: skip
+        "released": dict(soften="probabilities", class_mean=True, multiplier=100.0),
+        "released-self": dict(mode="self", alpha=0.95, temperature=6.0, class_mean=True, multiplier=50.0),
+    }
 
     def __init__(
         self,
@@ -90,19 +83,18 @@ class TFKD(Method):
         multiplier: float = 1.0,
     ) -> None:
         super().__init__()
-        checks.one_of(("reg", "self"), mode=mode)
-        checks.one_of(("both", "probabilities"), soften=soften)
+        checks.choices(TFKD, mode=mode, soften=soften)
         checks.share(alpha=alpha)
         checks.positive(alpha=alpha, temperature=temperature, multiplier=multiplier)
         if not 0 < correct < 1:
             raise InputError(f"correct: found {correct}; must be above 0 and below 1")
         if mode == "self":
-            checks.no_effect("mode='self'", correct=(correct, 0.99), soften=(soften, "both"))
-        if (mode == "self") != (teacher is not None):
+            checks.no_effect(TFKD, "mode='self'", correct=correct, soften=soften)
+            if teacher is None:
+                raise InputError("tf-kd: mode 'self' needs a teacher, the same network trained before; none was given")
+        elif teacher is not None:
             raise InputError(
-                "tf-kd: mode 'self' needs a teacher, the same network trained before; none was given"
-                if mode == "self"
-                else "tf-kd: mode 'reg' reads no teacher and one was given; leave it out, or choose mode 'self'"
+                "tf-kd: mode 'reg' reads no teacher and one was given; leave it out, or choose mode 'self'"
             )
         self.student = student
         self.teacher = None if teacher is None else Frozen(teacher)
@@ -130,7 +122,3 @@ class TFKD(Method):
         if self.soften == "probabilities":
             return losses.kl(logits, oracle / self.temperature)
         return losses.kl(logits, oracle.log(), self.temperature)
-
-    def students(self) -> dict[str, nn.Module]:
-        """The one network."""
-        return {"student": self.student}

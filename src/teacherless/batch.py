@@ -17,6 +17,7 @@ from teacherless.errors import InputError
 Input = Any  # a tensor [B, ...], a tuple of them, or a dict of them
 LABELS = ("labels", "label", "y", "target", "targets")
 INDEX = ("index", "idx")
+NO_MULTI_LABEL = "a sample of several classes (multi-label) cannot be trained"
 SHAPES = "(x, y), ((x1, x2), y), (x, y, index), a dict or a Batch"
 
 
@@ -48,8 +49,8 @@ def as_batch(item: Any) -> Batch:
     labels = _labels(_tensor(y))
     for tensor in (leaf for x in inputs for leaf in leaves(x)):
         if tensor.dim() == 0 or len(tensor) != len(labels):
-            raise InputError(f"data: found inputs {list(tensor.shape)} with {len(labels)} labels; the first axes must "
-                             "agree")  # fmt: skip
+            shape = list(tensor.shape)
+            raise InputError(f"data: found inputs {shape} with {len(labels)} labels; the first axes must agree")
     return Batch(inputs, labels, None if index is None else _tensor(index).long())
 
 
@@ -102,8 +103,8 @@ def _labels(labels: Tensor) -> Tensor:
     if labels.dim() == 2 and shape[1] == 1:
         raise InputError(f"data: found labels of shape {shape}; {one_each}: labels.squeeze(1)")
     if labels.dim() == 2:
-        raise InputError(f"data: found {labels.dtype} labels of shape {shape}; {one_each}, or float shares of classes "
-                         "that add up to 1; a sample of several classes (multi-label) cannot be trained")  # fmt: skip
+        or_shares = f"or float shares of classes that add up to 1; {NO_MULTI_LABEL}"
+        raise InputError(f"data: found {labels.dtype} labels of shape {shape}; {one_each}, {or_shares}")
     if labels.dim() != 1:
         hint = "; a data set of single samples goes into a DataLoader" if labels.dim() == 0 else ""
         raise InputError(f"data: found labels of shape {shape}; {one_each}{hint}")
@@ -114,22 +115,21 @@ def _labels(labels: Tensor) -> Tensor:
 
 def check_wants(wants: Wants, batch: Batch) -> None:
     """Raises: InputError, by name, for a batch with less or more than a method reads."""
-    found, needed = len(batch.inputs), wants.views + wants.classmate
-    if found == needed and not (wants.index and batch.index is None):
-        return  # every step comes by here
-    names = ", ".join([*(["x"] if wants.views == 1 else [f"x{i + 1}" for i in range(wants.views)]),
-                       *["mate"] * wants.classmate])  # fmt: skip
-    hint = f"yield ({f'({names})' if needed > 1 else names}, y), or wrap the data set: tl.Views(dataset, *method.wants)"
-    if found < needed and wants.classmate:
-        raise InputError(f"data: the method wants a classmate of each sample; found none: {hint}")
-    if found < needed:
-        raise InputError(f"data: the method wants {wants.views} views of each sample; found {found}: {hint}")
-    if found > needed:
-        raise InputError(f"data: the method reads {needed} input{'s' * (needed > 1)} of each sample; found {found}; a "
-                         "network of several inputs takes them as one: a dict, or ((a, b),)")  # fmt: skip
+    count, needed = len(batch.inputs), wants.views + int(wants.classmate)
+    wrap = "or wrap the data set: tl.Views(dataset, *method.wants)"
+    if count > needed:
+        reads = "1 input" if needed == 1 else f"{needed} inputs"
+        hint = "a network of several inputs takes them as one: a dict, or ((a, b),)"
+        raise InputError(f"data: the method reads {reads} of each sample; found {count}; {hint}")
+    if count < needed:
+        views = ["x"] if wants.views == 1 else [f"x{i + 1}" for i in range(wants.views)]
+        names = ", ".join([*views, "mate"] if wants.classmate else views)
+        lacks = f"{wants.views} views of each sample; found {count}"
+        if wants.classmate:
+            lacks = "a classmate of each sample; found none"
+        raise InputError(f"data: the method wants {lacks}: yield (({names}), y), {wrap}")
     if wants.index and batch.index is None:
-        raise InputError("data: the method wants each sample's index; found none: yield (x, y, index), or wrap the "
-                         "data set: tl.Views(dataset, *method.wants)")  # fmt: skip
+        raise InputError(f"data: the method wants each sample's index; found none: yield (x, y, index), {wrap}")
 
 
 def check_values(batch: Batch) -> None:
@@ -141,8 +141,8 @@ def check_values(batch: Batch) -> None:
         sums = labels.double().sum(1)
         worst = float(sums[(sums - 1).abs().argmax()])
         if abs(worst - 1) > 1e-2 or float(labels.min()) < 0:
-            raise InputError(f"data: found labels that add up to {worst:g} in a sample; shares of classes add up to 1 "
-                             "(a sample of several classes, multi-label, cannot be trained)")  # fmt: skip
+            need = f"shares of classes add up to 1 ({NO_MULTI_LABEL})"
+            raise InputError(f"data: found labels that add up to {worst:g} in a sample; {need}")
 
 
 def check_samples(batch: Batch, number: int, classes: int | None = None) -> None:

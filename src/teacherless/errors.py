@@ -45,8 +45,8 @@ def unknown(kind: str, found: str, legal: Iterable[str]) -> InputError:
 
 def names_code(where: object, name: str) -> InputError:
     """The error for a file that names code to run, where the command line does not trust it."""
-    return InputError(f"{where}: names code to run, {name!r}; if you trust it, say --trust-imports (in Python: "
-                      "trust_imports=True)")  # fmt: skip
+    hint = "if you trust it, say --trust-imports (in Python: trust_imports=True)"
+    return InputError(f"{where}: names code to run, {name!r}; {hint}")
 
 
 def short(value: Any) -> str:
@@ -93,14 +93,12 @@ def extra(package: str, wanted_by: str, *, name: str | None = None) -> Any:
     except Exception as error:  # a broken install raises anything
         why = first_line(error)
         if package in ("timm", "torchvision"):
-            raise InputError(
-                f"{wanted_by}: {_installed('torchvision')} and {_installed('torch')} are builds that do not match "
-                f"({why}); install both anew: pip uninstall -y torch torchvision && pip install torch torchvision "
-                "(builds like +cpu: from the index that pytorch.org/get-started names)"
-            ) from error
-        raise InputError(
-            f"{wanted_by}: {package} is broken ({why}); install it anew: pip uninstall -y {package}; {mend}"
-        ) from error
+            broken = f"{_installed('torchvision')} and {_installed('torch')} are builds that do not match ({why})"
+            mend = "install both anew: pip uninstall -y torch torchvision && pip install torch torchvision"
+            index = "builds like +cpu: from the index that pytorch.org/get-started names"
+            raise InputError(f"{wanted_by}: {broken}; {mend} ({index})") from error
+        anew = f"install it anew: pip uninstall -y {package}; {mend}"
+        raise InputError(f"{wanted_by}: {package} is broken ({why}); {anew}") from error
 
 
 def _installed(package: str) -> str:

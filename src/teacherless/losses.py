@@ -38,19 +38,20 @@ def ce(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     Raises: ValueError if the shapes do not match.
     """
     if labels.shape not in (logits.shape[-2:-1], logits.shape[-2:]):
-        raise ValueError(f"labels: found shape {list(labels.shape)}; logits {list(logits.shape)} need [B] = "
-                         f"{list(logits.shape[-2:-1])}")  # fmt: skip
+        need = f"logits {list(logits.shape)} need [B] = {list(logits.shape[-2:-1])}"
+        raise ValueError(f"labels: found shape {list(labels.shape)}; {need}")
     return nll(log_probs(logits), labels, smoothing)
 
 
 def nll(log_p: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """`ce` from log-probabilities that are there already. `[..., B, C], [B] or [B, C] -> [..., B]`."""
+    whole: Tensor | int = 1
     if labels.dim() == 2:
-        found = -(full(labels) * log_p).sum(-1)
+        hard = -(full(labels) * log_p).sum(-1)
+        whole = labels.sum(-1)  # of weighted classes, the weight
     else:
-        found = -log_p.gather(-1, labels.expand(log_p.shape[:-1]).unsqueeze(-1)).squeeze(-1)
-    whole = labels.sum(-1) if labels.dim() == 2 else 1  # of weighted classes, the weight
-    return found if smoothing == 0 else (1 - smoothing) * found - smoothing * whole * log_p.mean(-1)
+        hard = -log_p.gather(-1, labels.expand(log_p.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+    return hard if smoothing == 0 else (1 - smoothing) * hard - smoothing * whole * log_p.mean(-1)
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ def mmd(a: Tensor, b: Tensor, *, unbiased: bool = False) -> Tensor:
     return distance - (full(a) - full(b)).var(0).sum() / len(a) if unbiased else distance
 
 
-def _same_tail(name: str, found: Tensor, logits: Tensor) -> None:
-    if found.shape[-2:] != logits.shape[-2:]:
-        raise ValueError(f"{name}: found shape {list(found.shape)}; the last two axes must be those of logits, "
-                         f"{list(logits.shape)}")  # fmt: skip
+def _same_tail(name: str, target: Tensor, logits: Tensor) -> None:
+    if target.shape[-2:] != logits.shape[-2:]:
+        need = f"the last two axes must be those of logits, {list(logits.shape)}"
+        raise ValueError(f"{name}: found shape {list(target.shape)}; {need}")

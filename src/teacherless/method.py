@@ -130,8 +130,8 @@ class Method(nn.Module):
             gradients of those whose turn it is not.
         """
         if self.turns > 1 and getattr(through, "find_unused_parameters", True) is False:
-            raise InputError("through: one student learns at a time; DistributedDataParallel needs "
-                             "find_unused_parameters=True")  # fmt: skip
+            hint = "DistributedDataParallel needs find_unused_parameters=True"
+            raise InputError(f"through: one student learns at a time; {hint}")
         now = self._in_phase(progress)
         for turn in range(self.turns):
             yield (self if through is None else through)(as_batch(batch), now._replace(turn=turn))

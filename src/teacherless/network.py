@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,11 +34,26 @@ def check_ready(net: nn.Module) -> None:
     """Raises: InputError for parameters that have no values: of lazy layers, or on the meta device."""
     for key, parameter in net.named_parameters():
         if isinstance(parameter, UninitializedParameter):
-            raise InputError(f"{type(net).__name__}: {key} is of a lazy layer, which has no weights yet; run a batch "
-                             "through the network first")  # fmt: skip
-        if parameter.is_meta:
-            raise InputError(f"{type(net).__name__}: {key} is on the meta device, which holds no weights; give it some "
-                             "first: net.to_empty(device=...) and its weights")  # fmt: skip
+            why = "is of a lazy layer, which has no weights yet; run a batch through the network first"
+        elif parameter.is_meta:
+            hint = "give it some first: net.to_empty(device=...) and its weights"
+            why = f"is on the meta device, which holds no weights; {hint}"
+        else:
+            continue
+        raise InputError(f"{type(net).__name__}: {key} {why}")
+
+
+@contextmanager
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode it was in before, shared ones too."""
+    before = {module: module.training for net in modules for module in net.modules()}
+    try:
+        for module in before:
+            module.training = False
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
 
 
 def drawing_layer(net: nn.Module) -> str | None:
@@ -67,12 +83,12 @@ def read_logits(output: Any, name: str, which: int | str | None = None) -> Tenso
 
     Raises: InputError if there are none, or several that might be.
     """
-    found = output if isinstance(output, Tensor) else _entry(output, name, which)
-    if isinstance(found, Tensor) and found.dim() == 2:
-        return found
-    shown = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(output).__name__}"
-    raise InputError(f"{name}: found {shown} as output; must be logits [B, classes], or a tuple, dict or object that "
-                     "has them first or as 'logits'")  # fmt: skip
+    logits = output if isinstance(output, Tensor) else _entry(output, name, which)
+    if isinstance(logits, Tensor) and logits.dim() == 2:
+        return logits
+    shown = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(output).__name__}"
+    legal = "logits [B, classes], or a tuple, dict or object that has them first or as 'logits'"
+    raise InputError(f"{name}: found {shown} as output; must be {legal}")
 
 
 def _entry(output: Any, name: str, which: int | str | None) -> Any:
@@ -83,8 +99,9 @@ def _entry(output: Any, name: str, which: int | str | None) -> Any:
     keys = list(output) if isinstance(output, Mapping) else getattr(output, "_fields", ())
     aux = [key for key in keys if "aux" in str(key) and isinstance(_entry(output, name, key), Tensor)]
     if aux:
-        raise InputError(f"{name}: returns {', '.join(aux)} beside its logits, heads that no method would train; build "
-                         "it without them (aux_logits=False), or say adapt(net, logits='logits')")  # fmt: skip
+        why = "beside its logits, heads that no method would train"
+        hint = "build it without them (aux_logits=False), or say adapt(net, logits='logits')"
+        raise InputError(f"{name}: returns {', '.join(aux)} {why}; {hint}")
     if hasattr(output, "logits"):
         return output.logits
     if isinstance(output, Mapping):
@@ -93,8 +110,8 @@ def _entry(output: Any, name: str, which: int | str | None) -> Any:
         return None
     widths = [each.shape[1] for each in output if isinstance(each, Tensor) and each.dim() == 2]
     if len(set(widths)) > 1:
-        raise InputError(f"{name}: returns several tensors [B, ...] that might be logits, of {widths} columns; say "
-                         "which: adapt(net, logits=0)")  # fmt: skip
+        several = f"several tensors [B, ...] that might be logits, of {widths} columns"
+        raise InputError(f"{name}: returns {several}; say which: adapt(net, logits=0)")
     return next(iter(output), None)
 
 

@@ -10,7 +10,8 @@ from conftest import batch, tiny
 from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
 from torch import nn
 
-from teacherless.evaluation.metrics import BINS, NO_CLASS, constant, evaluate, evaluating, metrics, predicted
+from teacherless.evaluation.metrics import BINS, NO_CLASS, constant, evaluate, metrics, predicted
+from teacherless.network import evaluating
 
 
 def slow_ece(probs: torch.Tensor, labels: torch.Tensor) -> float:

@@ -6,7 +6,6 @@ A predictor is any module that returns logits. Nothing here waits for the device
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from teacherless import losses
 from teacherless.batch import Input, as_batch, mapped
 from teacherless.errors import InputError
-from teacherless.network import call
+from teacherless.network import call, evaluating
 
 BINS = 15  # of the expected calibration error: equal width, right-closed, over confidence in (0, 1]
 
@@ -106,16 +105,3 @@ def flops(net: nn.Module, x: Input) -> int:
     with evaluating([net]), FlopCounterMode(display=False) as counter:
         call(net, x)
     return int(counter.get_total_flops())
-
-
-@contextmanager
-def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is in the mode it was found in, shared ones too."""
-    found = {module: module.training for net in modules for module in net.modules()}
-    try:
-        for module in found:
-            module.training = False
-        yield
-    finally:
-        for module, training in found.items():
-            module.training = training

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from teacherless import losses
 from teacherless.errors import InputError
-from teacherless.evaluation.metrics import evaluating
 from teacherless.method import Batch
+from teacherless.network import evaluating
 
 JUNK = -1  # the id of what is neither right nor wrong
 DISTRACTOR = 0  # the id of what is always wrong
@@ -54,26 +55,22 @@ def reid(query: Features, gallery: Features, multi: Features | None = None) -> d
     Returns: `rank1`, `rank5`, `rank10`, `map`; with `multi`, also `mq_rank1`, … `mq_map`.
     Raises: InputError if no query has a right image, or `multi` lacks the images of one.
     """
-    found = _ranked(query, gallery)
+    percents = _ranked(query, gallery)
     if multi is not None:
-        found |= {f"mq_{name}": value for name, value in _ranked(pooled(query, multi), gallery).items()}
-    return found
+        percents |= {f"mq_{name}": value for name, value in _ranked(pooled(query, multi), gallery).items()}
+    return percents
 
 
 def _ranked(query: Features, gallery: Features) -> dict[str, float]:
-    wanted, there = unit(query.features), unit(gallery.features)
-    hits, precision = [], []
-    for rows in torch.split(torch.arange(len(wanted)), CHUNK):
-        distance = 1 - wanted[rows] @ there.T  # [Q, G]
-        asked = (query.ids[rows], query.cameras[rows])
-        first, ap = scores(distance, *asked, gallery.ids, gallery.cameras)
-        hits.append(first)
-        precision.append(ap)
-    first, ap = torch.cat(hits), torch.cat(precision)
+    asked, offered = unit(query.features), unit(gallery.features)
+    chunks = []
+    for rows in torch.split(torch.arange(len(asked)), CHUNK):
+        distance = 1 - asked[rows] @ offered.T  # [Q, G]
+        chunks.append(scores(distance, query.ids[rows], query.cameras[rows], gallery.ids, gallery.cameras))
+    first, ap = map(torch.cat, zip(*chunks, strict=True))
     if len(first) == 0:
         raise InputError("re-id: no query has a right image in the gallery: the same person from another camera")
-    found = {f"rank{k}": 100 * float((first < k).double().mean()) for k in RANKS}
-    return found | {"map": 100 * float(ap.mean())}
+    return {f"rank{k}": 100 * float((first < k).double().mean()) for k in RANKS} | {"map": 100 * float(ap.mean())}
 
 
 def scores(
@@ -119,7 +116,7 @@ def pooled(query: Features, multi: Features) -> Features:
 
 def unit(features: Tensor) -> Tensor:
     """Rows of length 1, at least float32. `[N, D] -> [N, D]`."""
-    return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=1)
+    return F.normalize(losses.full(features), dim=1)
 
 
 def cohort(features: Sequence[Tensor]) -> Tensor:
@@ -141,9 +138,10 @@ def look(nets: Mapping[str, nn.Module], batches: Iterable[Batch], cameras: Tenso
     """
     for name, net in nets.items():
         if not callable(getattr(net, "embed", None)):
-            raise InputError(f"re-id: {name}: needs a network with stages, to read its features, and found "
-                             f"{type(net).__name__}; see teacherless.models.staged.Staged")  # fmt: skip
-    found: dict[str, list[Tensor]] = {name: [] for name in nets}
+            needs = "needs a network with stages, to read its features"
+            kind = type(net).__name__
+            raise InputError(f"re-id: {name}: {needs}, and found {kind}; see teacherless.models.staged.Staged")
+    embeddings: dict[str, list[Tensor]] = {name: [] for name in nets}
     ids, rows = [], []
     with evaluating(nets.values()):
         for batch in batches:
@@ -151,9 +149,9 @@ def look(nets: Mapping[str, nn.Module], batches: Iterable[Batch], cameras: Tenso
             ids.append(batch.labels)
             rows.append(batch.index)
             for name, net in nets.items():
-                found[name].append(net.embed(batch.inputs[0]).float())  # type: ignore[operator]
+                embeddings[name].append(net.embed(batch.inputs[0]).float())  # type: ignore[operator]
     persons, taken_by = torch.cat(ids).cpu(), cameras[torch.cat(rows).cpu()]
-    features = {name: torch.cat(each).cpu() for name, each in found.items()}
+    features = {name: torch.cat(each).cpu() for name, each in embeddings.items()}
     if len(features) > 1:
         features["ensemble"] = cohort(list(features.values()))
     return {name: Features(each, persons, taken_by) for name, each in features.items()}

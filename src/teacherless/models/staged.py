@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from teacherless.network import evaluating
+
 
 class Look(NamedTuple):
     """One pass through a network, seen from the inside."""
@@ -173,14 +175,8 @@ class Staged(Insides):
 @contextmanager
 def at_rest(net: nn.Module) -> Iterator[None]:
     """Look at a network and leave no trace: evaluation mode, no gradients, the generator and all modes as before."""
-    training = {module: module.training for module in net.modules()}
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            net.eval()
-            yield
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating([net]):
+        yield
 
 
 def fresh(module: nn.Module) -> nn.Module:

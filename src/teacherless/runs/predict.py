@@ -12,8 +12,8 @@ from teacherless import losses
 from teacherless.data import images
 from teacherless.data.augment.distort import normalise
 from teacherless.errors import InputError
-from teacherless.evaluation.metrics import evaluating
 from teacherless.models.files import Student
+from teacherless.network import evaluating
 
 BATCH = 64
 

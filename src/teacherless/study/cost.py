@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from teacherless.batch import first_rows
 from teacherless.data import Source
-from teacherless.evaluation.metrics import evaluating
 from teacherless.method import Progress
+from teacherless.network import evaluating
 from teacherless.runs.build import build_method
 from teacherless.runs.config import Run
 from teacherless.runs.execute import loaders

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from teacherless import losses
 from teacherless.data import Loader, Source
 from teacherless.data.augment.distort import Augment
-from teacherless.evaluation.metrics import evaluating
 from teacherless.files import schemas
 from teacherless.method import Batch
 from teacherless.methods import METHODS
 from teacherless.methods.one import ONE
 from teacherless.models.staged import Insides
+from teacherless.network import evaluating
 from teacherless.runs.build import build_method
 from teacherless.runs.config import Run
 from teacherless.study import plots, statistics

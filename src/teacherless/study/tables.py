@@ -20,8 +20,9 @@ from torch.func import functional_call
 
 from teacherless import losses
 from teacherless.errors import InputError
-from teacherless.evaluation.metrics import BINS, evaluating, metrics, predicted, which_bin
+from teacherless.evaluation.metrics import BINS, metrics, predicted, which_bin
 from teacherless.method import Batch
+from teacherless.network import evaluating
 
 
 def probabilities(logits: Tensor) -> Tensor:

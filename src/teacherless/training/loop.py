@@ -20,10 +20,10 @@ from teacherless import losses
 from teacherless.data import Loader
 from teacherless.data.own_loader import Adapted
 from teacherless.errors import ADVICE, Diverged, InputError, Stopped
-from teacherless.evaluation.metrics import evaluate, evaluating
+from teacherless.evaluation.metrics import evaluate
 from teacherless.files import schemas
 from teacherless.method import Batch, Method, Progress
-from teacherless.network import call, check_ready
+from teacherless.network import call, check_ready, evaluating
 from teacherless.training import checkpoint, doctor
 from teacherless.training.ema import Average
 from teacherless.training.precision import NO_BF16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 import teacherless as tl
 from teacherless.cli import main
+from teacherless.models.files import state_hash
 from teacherless.models.foreign import by_name
 from teacherless.runs.stored import shipped
 from teacherless.training.settings import Settings
@@ -54,6 +56,22 @@ def test_init_with_the_same_classes_takes_the_head_too(tmp_path: Path) -> None:
     assert main([*argv, "--init", str(tmp_path / "first"), "--lr", "1e-30", "--out", str(tmp_path / "second")]) == 0
     for one, two in zip(*(shipped(tmp_path / n).net.parameters() for n in ("first", "second")), strict=True):
         assert torch.equal(one, two)
+
+
+def test_the_weights_of_init_are_in_run_json_and_a_run_does_not_go_on_with_others(tmp_path: Path, capsys: Any) -> None:
+    argv = ["train", "plain", "--data", str(photos(tmp_path / "one")), "--student", "small-cnn,width=4", "-b", "8",
+            "--img-size", "8", "--steps", "2"]  # fmt: skip
+    for seed in ("0", "1"):
+        assert main([*argv, "--seed", seed, "--out", str(tmp_path / seed)]) == 0
+    second = ["train", "--out", str(tmp_path / "second"), "--resume"]
+    assert main([*argv, "--init", str(tmp_path / "0"), "--out", str(tmp_path / "second")]) == 0
+    stored = json.loads((tmp_path / "second" / "run.json").read_text())
+    assert stored["init"] == state_hash(shipped(tmp_path / "0").net) != state_hash(shipped(tmp_path / "1").net)
+    assert main(second) == 0
+    (tmp_path / "0").rename(tmp_path / "before")
+    (tmp_path / "1").rename(tmp_path / "0")
+    assert main(second) == 2
+    assert "the start of --init is not the same" in capsys.readouterr().err
 
 
 def test_the_body_has_a_rate_of_its_own() -> None:

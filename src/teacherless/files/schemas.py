@@ -51,9 +51,9 @@ def check(value: Any, schema: TypeAdapter[T], where: object) -> T:
 
 def wording(complaint: Any) -> str:
     """pydantic's complaint in our words: what was found, what is legal."""
-    found = "" if complaint["type"] in ("missing", "value_error") else f"found {short(complaint['input'])}; "
+    value = "" if complaint["type"] in ("missing", "value_error") else f"found {short(complaint['input'])}; "
     message: str = complaint["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return found + message.replace("Field required", "is required")
+    return value + message.replace("Field required", "is required")
 
 
 # A student's config.json ---------------------------------------------------------------------------------------------
@@ -136,7 +136,8 @@ class Stored(TypedDict):
     engine: Literal["loop", "threads", "graph"]
     amp: dict[str, Any] | None
     epochs: NotRequired[int]  # of all phases
-    teacher: NotRequired[str | None]
+    teacher: NotRequired[str | None]  # the hash of its weights
+    init: NotRequired[str | None]  # of those that the students started from
 
 
 Row = dict[str, int | Number | None]  # a student's or the ensemble's numbers
@@ -262,8 +263,8 @@ def stored(folder: Path) -> Stored | None:
 
 def summary(folder: Path) -> dict[str, Any] | None:
     """summary.json of a run folder, or None where there is none. Raises: InputError if it is not as it should be."""
-    found = read(folder / "summary.json", SUMMARY)
-    return None if found is None else dict(found)
+    value = read(folder / "summary.json", SUMMARY)
+    return None if value is None else dict(value)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -274,10 +275,10 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     try:
         *whole, _ = path.read_bytes().split(b"\n")
-        found = [json.loads(line) for line in whole]
+        each = [json.loads(line) for line in whole]
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON in every line ({error})") from None
-    checked = [check(line, LINE, f"{path}, line {number}") for number, line in enumerate(found, 1)]
+    checked = [check(line, LINE, f"{path}, line {number}") for number, line in enumerate(each, 1)]
     return [dict(line) for line in checked]

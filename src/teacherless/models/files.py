@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +63,14 @@ def own_state(net: nn.Module) -> dict[str, Tensor]:
             state = {outer + key[len(outer) :].removeprefix(f"{inner}.") if key.startswith(outer) else key: value
                      for key, value in state.items()}  # fmt: skip
     return state
+
+
+def state_hash(net: nn.Module) -> str:
+    """The SHA-256 of a network's state: names and values."""
+    digest = hashlib.sha256()
+    for name, value in net.state_dict().items():
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _inside(module: nn.Module) -> str | None:
@@ -150,6 +159,25 @@ def load_weights(net: nn.Module, file: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: is not a readable safetensors file ({error})") from None
     net.load_state_dict(tensors)
+
+
+def start_from(net: nn.Module, start: Student, classes: list[str]) -> str | None:
+    """Give a network the weights of a student; those of the head only where the classes are the same.
+
+    Returns: the key of a tensor that does not fit, of another architecture.
+    """
+    own, given = net.state_dict(), start.net.state_dict()
+    linear = [name for name, layer in net.named_modules() if isinstance(layer, nn.Linear)]
+    head = tuple(f"{name}." for name in linear[-1:])
+    other_classes = start.config["classes"] != classes
+    for key in own.keys() | given.keys():
+        fresh = other_classes and key.startswith(head)
+        if key not in own or key not in given or (own[key].shape != given[key].shape and not fresh):
+            return key
+        if not fresh:
+            own[key].copy_(given[key])
+    net.pretrained = True  # type: ignore[assignment]
+    return None
 
 
 def check_shapes(net: nn.Module, file: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_type_hints
 
@@ -18,9 +18,10 @@ from teacherless.data.splits import balanced
 from teacherless.errors import InputError, short, unknown
 from teacherless.method import Method
 from teacherless.methods import METHODS
+from teacherless.models.files import start_from, state_hash
 from teacherless.models.foreign import by_name
 from teacherless.runs import shrink
-from teacherless.runs.config import Run, literal, parse_student, specs
+from teacherless.runs.config import Run, Spec, literal, parse_student, specs
 from teacherless.runs.stored import shipped
 
 
@@ -45,9 +46,8 @@ def load_source(run: Run, *, quiet: bool = False) -> Source:
         synthetic=run.small and run.data_dir is None,
     )
     if reads:
-        mean, std = (reads[key] if len(reads[key]) == source.channels else (sum(reads[key]) / len(reads[key]),)
-                     for key in ("mean", "std"))  # fmt: skip
-        source = replace(source, mean=tuple(mean), std=tuple(std))
+        mean, std = (_of_channels(reads[key], source.channels) for key in ("mean", "std"))
+        source = replace(source, mean=mean, std=std)
     if source.unreadable and run.bad_images == "stop":
         more = f" and {len(source.unreadable) - 1} more" if len(source.unreadable) > 1 else ""
         raise InputError(f"{run.data}: cannot read {source.unreadable[0]}{more}; --bad-images skip goes on without")
@@ -59,30 +59,22 @@ def _reads(run: Run) -> dict[str, Any]:
     afresh. What a user says of the size beats it."""
     if run.init is not None:
         config = shipped(run.init, trust_imports=run.trust_imports).config
-        return {"size": config["input_size"][0], "fit": config.get("fit"), "mean": config["mean"],
-                "std": config["std"], "gray": True if config["channels"] == 1 else None}  # fmt: skip
+        size, gray = config["input_size"][0], True if config["channels"] == 1 else None
+        return {"size": size, "gray": gray} | {key: config.get(key) for key in ("fit", "mean", "std")}
     return by_name.reads(parse_student(run.student[0]).name) if run.pretrained else {}
 
 
-def _start_from(net: nn.Module, run: Run, source: Source) -> None:
-    """Take the weights of `--init`; those of the head only where the classes are the same.
+def _of_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """A number for each channel, where the weights read as many; else their mean for the one."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),)
 
-    Raises: InputError for a network of another architecture.
-    """
-    assert run.init is not None
-    found, config = shipped(run.init, trust_imports=run.trust_imports)
-    own, given = net.state_dict(), found.state_dict()
-    head = {name for name, layer in net.named_modules() if isinstance(layer, nn.Linear)}
-    last = [name for name, layer in net.named_modules() if name in head][-1:]
-    for key in own.keys() | given.keys():
-        fresh = any(key.startswith(f"{name}.") for name in last) and config["classes"] != source.classes
-        if key not in own or key not in given or (own[key].shape != given[key].shape and not fresh):
-            raise InputError(
-                f"--init: {run.init} holds another architecture than {run.student[0]}: {key!r} does not fit"
-            )
-        if not fresh:
-            own[key].copy_(given[key])
-    net.pretrained = True  # type: ignore[assignment]
+
+def init_hash(run: Run) -> str | None:
+    """Of the weights of `--init`, for run.json."""
+    if run.init is None:
+        return None
+    start = shipped(run.init, trust_imports=run.trust_imports)
+    return state_hash(start.net)
 
 
 def build_method(run: Run, source: Source) -> tuple[Method, dict[str, dict[str, float]]]:
@@ -99,18 +91,9 @@ def build_method(run: Run, source: Source) -> tuple[Method, dict[str, dict[str, 
         raise InputError(f"--student: found {len(wanted)} students; {run.method} trains one")
     options = method_options(kind, run.method, run.set)
     teacher = _read_teacher(run, kind, source)
-    nets: list[nn.Module] = []
-    for i, spec in enumerate(wanted):
-        seed = int(counter_hash(run.seed, i))
-        known: dict[str, Any] = {"num_classes": len(source.classes), "in_channels": source.channels, "seed": seed,
-                                 "size": source.size, "pretrained": run.pretrained}  # fmt: skip
-        if taken := sorted(known.keys() & spec.arguments.keys()):
-            raise InputError(f"--student: found {taken[0]}= for {spec.name}; the run sets it")
-        net = models.create(spec.name, **known, **spec.arguments)
+    nets = _students(run, wanted, source)
+    for net in (*teacher, *nets):
         models.check_input(net, source.size, source.channels)
-        if run.init is not None:
-            _start_from(net, run, source)
-        nets.append(net)
     numbers = {"num_classes": len(source.classes), "num_samples": len(source.train.labels)}
     options |= {name: numbers[name] for name in kind.needs}
     with torch.random.fork_rng(devices=[]):
@@ -121,6 +104,24 @@ def build_method(run: Run, source: Source) -> tuple[Method, dict[str, dict[str, 
         method.class_weights = balanced(source.train.labels, len(source.classes))
     names = [str(group["name"]) for group in method.param_groups()]
     return method, {name: spec.optimizer for name, spec in zip(names, wanted, strict=False) if spec.optimizer}
+
+
+def _students(run: Run, wanted: Sequence[Spec], source: Source) -> list[nn.Module]:
+    """The networks, each with its first weights. Raises: InputError for one that cannot be."""
+    known: dict[str, Any] = {"num_classes": len(source.classes), "in_channels": source.channels, "size": source.size}
+    known["pretrained"] = run.pretrained
+    start = run.init and shipped(run.init, trust_imports=run.trust_imports)
+    nets = []
+    for i, spec in enumerate(wanted):
+        if taken := sorted({"seed", *known} & spec.arguments.keys()):
+            raise InputError(f"--student: found {taken[0]}= for {spec.name}; the run sets it")
+        seed = int(counter_hash(run.seed, i))
+        net = models.create(spec.name, seed=seed, **known, **spec.arguments)
+        if start and (key := start_from(net, start, source.classes)):
+            other = f"{run.init} holds another architecture than {run.student[0]}"
+            raise InputError(f"--init: {other}: {key!r} does not fit")
+        nets.append(net)
+    return nets
 
 
 def _read_teacher(run: Run, kind: type[Method], source: Source) -> list[nn.Module]:
@@ -136,9 +137,8 @@ def _read_teacher(run: Run, kind: type[Method], source: Source) -> list[nn.Modul
         raise InputError(f"--teacher: found {str(run.teacher)!r}, but {run.method} reads no teacher")
     net, config = shipped(run.teacher, trust_imports=run.trust_imports)
     if config["classes"] != source.classes:
-        raise InputError(f"--teacher: {run.teacher} knows {len(config['classes'])} classes, not those of {source.name} "
-                         f"({len(source.classes)})")  # fmt: skip
-    models.check_input(net, source.size, source.channels)
+        theirs, ours = len(config["classes"]), len(source.classes)
+        raise InputError(f"--teacher: {run.teacher} knows {theirs} classes, not those of {source.name} ({ours})")
     return [net]
 
 
@@ -156,10 +156,8 @@ def method_options(kind: type[Method], name: str, given: Mapping[str, Any]) -> d
         try:
             options[key] = TypeAdapter(legal[key]).validate_python(literal(value))
         except ValidationError as error:
-            wanted = dict.fromkeys(
-                e["msg"].removeprefix("Input should be ") for e in error.errors()
-            )  # of a union, each
-            raise InputError(f"--set {key}: found {short(value)}; must be {', or '.join(wanted)}") from None
+            of_each = dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in error.errors())  # in a union
+            raise InputError(f"--set {key}: found {short(value)}; must be {', or '.join(of_each)}") from None
     return preset | options
 
 
@@ -172,14 +170,14 @@ def _variant(kind: type[Method], name: str, options: dict[str, Any]) -> dict[str
     variant = options.pop("variant", None)
     if variant is None:
         return {}
+    if not kind.variants:
+        raise InputError(f"--set variant: {name} has no variants")
     if variant not in kind.variants:
-        raise unknown(f"variant of {name}", str(variant), kind.variants) if kind.variants else InputError(
-            f"--set variant: {name} has no variants")  # fmt: skip
+        raise unknown(f"variant of {name}", str(variant), kind.variants)
     for owner in (variant, *kind.variants):
         for key in kind.variants[owner].keys() & options.keys():
-            raise InputError(
-                f"--set {key}: belongs to variant {owner!r} of {name}; leave out variant={variant} or {key}"
-            )
+            whose = f"belongs to variant {owner!r} of {name}"
+            raise InputError(f"--set {key}: {whose}; leave out variant={variant} or {key}")
     return dict(kind.variants[variant])
 
 

@@ -47,6 +47,7 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], anyway: bool) -> 
     for what, old, new in (
         ("data", before["data"].get("fingerprint"), now["data"].get("fingerprint")),
         ("teacher", before.get("teacher"), now.get("teacher")),
+        ("start of --init", before.get("init", now.get("init")), now.get("init")),  # runs from before have none
         ("engine", before["engine"], now["engine"]),
     ):
         if old != new:

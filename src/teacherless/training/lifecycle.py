@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +18,7 @@ from teacherless.files import disk, schemas
 from teacherless.method import Method, Wants
 from teacherless.methods import METHODS
 from teacherless.methods._parts import Frozen
-from teacherless.models.files import CONFIG, WEIGHTS, load_weights, save_student
+from teacherless.models.files import CONFIG, WEIGHTS, load_weights, save_student, state_hash
 from teacherless.training import checkpoint, folder, predictions
 from teacherless.training.loop import Training
 from teacherless.training.record import Line
@@ -36,6 +35,7 @@ class About(NamedTuple):
 
     data: dict[str, Any]
     student: dict[str, Any]
+    init: str | None = None  # the hash of the weights that the students start from
     search: Search | None = None
 
 
@@ -137,6 +137,7 @@ def to_the_end(
 
 
 def _run_json(training: Training, about: About) -> dict[str, Any]:
+    teacher = getattr(training.method, "teacher", None)
     versions = {"teacherless": teacherless.__version__, "torch": torch.__version__, "python": platform.python_version()}
     return {
         "versions": versions,
@@ -145,7 +146,8 @@ def _run_json(training: Training, about: About) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         **training.engine.about(),
         "data": about.data,
-        "teacher": _teacher_hash(training.method),
+        "teacher": state_hash(teacher.net) if isinstance(teacher, Frozen) else None,
+        "init": about.init,
         "epochs": training.all_epochs,
         "settings": training.settings.model_dump(mode="json"),
     }
@@ -265,16 +267,6 @@ def _write(training: Training, out: Path, about: About, guesses: Mapping[str, Te
         for file, digest in save_student(out / "students" / name, net, about.student).items():
             sums[f"students/{name}/{file}"] = digest
     return {**sums, "metrics.jsonl": training.recorder.rewrite()}
-
-
-def _teacher_hash(method: Method) -> str | None:
-    teacher = getattr(method, "teacher", None)
-    if not isinstance(teacher, Frozen):
-        return None
-    digest = hashlib.sha256()
-    for name, value in teacher.net.state_dict().items():
-        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _commit() -> str | None:

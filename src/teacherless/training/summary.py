@@ -20,17 +20,18 @@ from teacherless.training.loop import Training
 Search = Callable[[Mapping[str, nn.Module]], dict[str, dict[str, float]]]
 
 
-def search_of(source: Source, workers: int = 0, device: torch.device | str = "cpu", **stats: Any) -> Search | None:
+def search_of(source: Source, workers: int = 0, **stats: Any) -> Search | None:
     """For a source of persons, what `evaluation.reid.reid` says of networks: `{name: {"rank1", …, "map", …}}`."""
     parts = source.reid
     if parts is None:
         return None
-    make: dict[str, Any] = {"mean": source.mean, "std": source.std, "device": device, "workers": workers, **stats}
+    make: dict[str, Any] = {"mean": source.mean, "std": source.std, "workers": workers, **stats}
+    make |= {"batch_size": 128, "wants": Wants(index=True)}
 
     def search(nets: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
+        device = next(p.device for net in nets.values() for p in net.parameters())
         query, gallery, multi = (
-            part and look(nets, Loader(part.split, batch_size=128, wants=Wants(index=True), **make), part.cameras)
-            for part in parts
+            part and look(nets, Loader(part.split, device=device, **make), part.cameras) for part in parts
         )
         assert query and gallery
         return {name: reid(query[name], gallery[name], multi[name] if multi else None) for name in query}

@@ -87,8 +87,8 @@ def sha256(path: Path) -> str | None:
 
 def damaged(folder: Path, names: Iterable[str], sums: Mapping[str, str]) -> list[str]:
     """Those of a folder's files that are missing, or do not have the checksum that is known of them."""
-    found = {name: sha256(folder / name) for name in names}
-    return [name for name, digest in found.items() if digest is None or digest != sums.get(name, digest)]
+    digests = {name: sha256(folder / name) for name in names}
+    return [name for name, digest in digests.items() if digest is None or digest != sums.get(name, digest)]
 
 
 @contextmanager

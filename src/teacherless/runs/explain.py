@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import Counter
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -69,9 +70,9 @@ def explain(run: Run) -> Explanation:
         optimizer = make_optimizer(method.param_groups(), run, per_student, body(method))
         for batch in batches[:-1]:
             train_step(method, optimizer, batch, Progress(epochs=torch.tensor(epochs)), run.clip_grad)
-        found = measure(method, batches[-1], epochs)
-        terms += found.terms
-    return found._replace(terms=terms)
+        explanation = measure(method, batches[-1], epochs)
+        terms += explanation.terms
+    return explanation._replace(terms=terms)
 
 
 class Lessons(NamedTuple):
@@ -100,8 +101,8 @@ def lessons(run: Run, students: int) -> Lessons:
         torch.manual_seed(0)
         method = kind(*given, **options)
     inputs = method.wants.views + method.wants.classmate
-    batch = Batch(tuple(torch.randn(inputs, size, 1, 8, 8, generator=draw)), torch.arange(size) % CLASSES,
-                  torch.arange(size))  # fmt: skip
+    rows = torch.arange(size)
+    batch = Batch(tuple(torch.randn(inputs, size, 1, 8, 8, generator=draw)), rows % CLASSES, rows)
     owned = _own(method)
     nodes = [*owned, *(["teacher"] if run.teacher else [])]
     edges: dict[tuple[str, str], None] = {}
@@ -128,9 +129,11 @@ def lessons(run: Run, students: int) -> Lessons:
 def _own(method: Method) -> dict[str, list[str]]:
     """Of each student the names of the parameters that no other student has."""
     students = {name: {id(p) for p in net.parameters()} for name, net in method.students().items()}
-    alone = {name: own.difference(*(each for other, each in students.items() if other != name))
-             for name, own in students.items()}  # fmt: skip
-    return {name: [key for key, p in method.named_parameters() if id(p) in own] for name, own in alone.items()}
+    owners = Counter(key for own in students.values() for key in own)
+    return {
+        name: [key for key, p in method.named_parameters() if id(p) in own and owners[id(p)] == 1]
+        for name, own in students.items()
+    }
 
 
 def _gradients(
@@ -151,9 +154,8 @@ def _gradients(
                     if not value.requires_grad:
                         continue
                     own = [params[key] for key in keys if params[key].requires_grad]
-                    found = torch.autograd.grad(value, own, retain_graph=True, allow_unused=True)
-                    flat = torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten()
-                                      for p, g in zip(own, found, strict=True)])  # fmt: skip
+                    each = torch.autograd.grad(value, own, retain_graph=True, allow_unused=True, materialize_grads=True)
+                    flat = torch.cat([gradient.flatten() for gradient in each])
                     totals[name] = totals[name] + flat
                     if flat.any() and name not in terms.setdefault(term, []):
                         terms[term].append(name)
@@ -172,8 +174,8 @@ def measure(method: Method, batch: Batch, epochs: int = 30) -> Explanation:
     )
     first, last = (_terms(method, batch, epoch, epochs) for epoch in (0, epochs - 1))
     ratios = {name: max(abs(terms[name][0]) / _ce(terms) for terms in (first, last)) for name in last}
-    terms = [Term(method.phase, name, learns, first[name][0], size, ratios[name])
-             for name, (size, learns) in last.items() if name]  # fmt: skip
+    named = ((name, *measured) for name, measured in last.items() if name)
+    terms = [Term(method.phase, name, learns, first[name][0], size, ratios[name]) for name, size, learns in named]
     return Explanation(shipped, helpers, terms)
 
 

@@ -33,11 +33,12 @@ def merge(
     values = as_given(stored or {})
     read(Run, {"method": "plain", **values}, where="run.json: ")
     if recipe:
-        found = load(recipe)
-        method = method or found.settings.get("method")
-        settings = found.settings if method == found.settings.get("method", method) else {**found.settings, "set": {}}
-        values |= settings  # its options are those of its own method
-        _check_teacher(found, method, given)
+        row = load(recipe)
+        method = method or row.settings.get("method")
+        values |= row.settings
+        if method != row.settings.get("method", method):
+            values["set"] = {}  # its options are those of its own method
+        _check_teacher(row, method, given)
     if given.get("small"):
         values = shrink.settings(values)
     if "set" in given:
@@ -68,11 +69,12 @@ def merge_comparison(
 
     Raises: InputError.
     """
-    run, found = merge("plain", flags, recipe), load(recipe) if recipe else None
-    own = found.settings.get("method") if found else None
+    run = merge("plain", flags, recipe)
+    settings = load(recipe).settings if recipe else {}
+    own = settings.get("method")
     names = [name.strip() for name in (methods or own or COMPARED).split(",") if name.strip()]
-    if found and own in names and own != "plain":
-        options = {f"{own}.{key}": value for key, value in found.settings.get("set", {}).items()}
+    if own in names and own != "plain":
+        options = {f"{own}.{key}": value for key, value in settings.get("set", {}).items()}
         run = run.model_copy(update={"set": options | run.set})
     return run, names
 
@@ -80,8 +82,8 @@ def merge_comparison(
 def _check_teacher(recipe: Recipe, method: str | None, given: Mapping[str, Any]) -> None:
     """Raises: InputError where the recipe reads a teacher and none is given."""
     if recipe.teacher and method == recipe.settings["method"] and not given.get("teacher"):
-        raise InputError(f"--teacher: recipe {recipe.name} reads one, to be trained first: teacherless train "
-                         f"--recipe {recipe.teacher} --out DIR; then give --teacher DIR")  # fmt: skip
+        first = f"teacherless train --recipe {recipe.teacher} --out DIR; then give --teacher DIR"
+        raise InputError(f"--teacher: recipe {recipe.name} reads one, to be trained first: {first}")
 
 
 def _pairs(texts: Iterable[str]) -> dict[str, str]:

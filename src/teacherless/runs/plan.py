@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import cycle
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -57,13 +57,9 @@ class Plan:
         seconds = self.steps.seconds()
         step = statistics.mean(seconds)
         epoch = self.per_epoch * step + self._validation(8 if step > SLOW else self.run.batch_size)
-        simple: dict[str, object] = {
-            "method": "plain", "student": (re.sub(r"\*\d+", "", self.run.student[0]),), "peers": None, "set": {},
-            "teacher": None, "engine": "auto",
-        }  # fmt: skip
         peak, relative = _peak(self.device), 1.0
         if self.run.method != "plain":
-            plain = _Steps(self.run.model_copy(update=simple), self.source, self.device)
+            plain = _Steps(plain_of(self.run), self.source, self.device)
             relative = step / statistics.mean(plain.seconds())
         return Bill(step, epoch, self.epochs * epoch, peak, relative)
 
@@ -77,6 +73,13 @@ class Plan:
         return seconds * len(self.source.val.labels) / images
 
 
+def plain_of(run: Run) -> Run:
+    """Plain training of a run's first student."""
+    first = re.sub(r"\*\d+", "", run.student[0])
+    change: dict[str, Any] = {"student": (first,), "peers": None, "set": {}, "teacher": None, "engine": "auto"}
+    return run.model_copy(update={"method": "plain", **change})
+
+
 class _Steps:
     """A method with its data and its engine."""
 
@@ -88,15 +91,15 @@ class _Steps:
 
     def seconds(self) -> list[float]:
         """What a step takes, phase by phase."""
-        found = []
+        each = []
         for phase in self.method.phases:
             self.method.train().begin(phase)
             optimizer = make_optimizer(self.method.param_groups(), self.run, self.per_student, body(self.method))
             batches = cycle(self.data.epoch(0))
             with self.engine:
                 step = partial(self.engine.step, optimizer, progress=Progress())
-                found.append(_typical(lambda: step(batch=next(batches)), self.device))  # noqa: B023  # called here
-        return found
+                each.append(_typical(lambda: step(batch=next(batches)), self.device))  # noqa: B023  # called here
+        return each
 
 
 def _typical(work: Callable[[], object], device: torch.device) -> float:

@@ -28,13 +28,13 @@ class Prediction(NamedTuple):
 
 def find(paths: Sequence[Path]) -> list[Path]:
     """The files named, and every image below the folders named. Raises: InputError where there is nothing at all."""
-    found: list[Path] = []
+    files: list[Path] = []
     for path in paths:
         below = (p for p in path.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file())
-        found += sorted(below) if path.is_dir() else [path]
-    if not any(path.exists() for path in found):
-        raise InputError(f"{', '.join(map(str, paths))}: no such file" + ("" if found else ", or no images in there"))
-    return found
+        files += sorted(below) if path.is_dir() else [path]
+    if not any(path.exists() for path in files):
+        raise InputError(f"{', '.join(map(str, paths))}: no such file" + ("" if files else ", or no images in there"))
+    return files
 
 
 def predict(student: Student, paths: Sequence[Path], top: int = 5) -> Iterator[Prediction]:
@@ -42,11 +42,11 @@ def predict(student: Student, paths: Sequence[Path], top: int = 5) -> Iterator[P
     for start in range(0, len(paths), BATCH):
         some = paths[start : start + BATCH]
         read = [_read(path, student.config) for path in some]
-        arrays = [torch.from_numpy(found.copy()) for found in read if not isinstance(found, str)]
+        arrays = [torch.from_numpy(pixels.copy()) for pixels in read if not isinstance(pixels, str)]
         rows = iter(_probabilities(student, torch.stack(arrays)).tolist() if arrays else [])
-        for path, found in zip(some, read, strict=True):
-            if isinstance(found, str):
-                yield Prediction(path, {}, found)
+        for path, pixels in zip(some, read, strict=True):
+            if isinstance(pixels, str):
+                yield Prediction(path, {}, pixels)
             else:
                 ranked = sorted(zip(student.config["classes"], next(rows), strict=True), key=lambda pair: -pair[1])
                 yield Prediction(path, dict(ranked[:top]), None)

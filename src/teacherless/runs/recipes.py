@@ -70,10 +70,10 @@ def _merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Later layers beat earlier ones; `set` is merged, `open` adds up."""
     merged: dict[str, Any] = {}
     for layer in layers:
-        joined = {"set": {**merged.get("set", {}), **layer.get("set", {})},
-                  "open": [*merged.get("open", []), *layer.get("open", [])]}  # fmt: skip
+        options = {**merged.get("set", {}), **layer.get("set", {})}
+        choices = [*merged.get("open", []), *layer.get("open", [])]
         merged |= layer
-        merged |= {key: value for key, value in joined.items() if value}
+        merged |= {key: value for key, value in (("set", options), ("open", choices)) if value}
     return merged
 
 
@@ -135,14 +135,12 @@ def published_line(recipe: Recipe) -> str:
 
 def card(recipe: Recipe) -> str:
     """All about one recipe."""
-    ours = recipe.ours
-    settings = [f"  {key} = {value}" for key, value in recipe.settings.items()]
-    choices = [f"  {line}" for line in recipe.published.get("open", [])]
-    return "\n".join([
-        f"{recipe.name}: {recipe.published.get('what', '')}",
-        f"published: {published_line(recipe)}",
-        *([f"ours: {shown(ours)}" + "".join(f", {key} {ours[key]}" for key in ours if key != "value")] if ours else []),
-        *([f"teacher: teacherless train --recipe {recipe.teacher}"] if recipe.teacher else []),
-        "settings:", *settings,
-        *(["open in the paper, and chosen:", *choices] if choices else []),
-    ])  # fmt: skip
+    lines = [f"{recipe.name}: {recipe.published.get('what', '')}", f"published: {published_line(recipe)}"]
+    if ours := recipe.ours:
+        lines.append(f"ours: {shown(ours)}" + "".join(f", {key} {ours[key]}" for key in ours if key != "value"))
+    if recipe.teacher:
+        lines.append(f"teacher: teacherless train --recipe {recipe.teacher}")
+    lines += ["settings:", *(f"  {key} = {value}" for key, value in recipe.settings.items())]
+    if choices := recipe.published.get("open"):
+        lines += ["open in the paper, and chosen:", *(f"  {line}" for line in choices)]
+    return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,8 +54,9 @@ class Evaluation(NamedTuple):
 
     def about(self) -> dict[str, Any]:
         """All but the pixels, for JSON."""
-        found = self._asdict() | {"mistakes": [mistake._asdict() for mistake in self.mistakes]}
-        return {key: found[key] for key in found if key != "pixels"} | {"per_class": self.per_class}
+        values = self._asdict() | {"mistakes": [mistake._asdict() for mistake in self.mistakes]}
+        del values["pixels"]
+        return values | {"per_class": self.per_class}
 
 
 def evaluate_folder(
@@ -74,8 +76,8 @@ def evaluate_folder(
     source = load_source(run.model_copy(update={"data_dir": data_dir or run.data_dir}))
     for name, student in students.items():
         if len(student.config["classes"]) != len(source.classes):
-            raise InputError(f"--data: {source.name} has {len(source.classes)} classes; {name} was trained on "
-                             f"{len(student.config['classes'])}")  # fmt: skip
+            theirs = len(student.config["classes"])
+            raise InputError(f"--data: {source.name} has {len(source.classes)} classes; {name} was trained on {theirs}")
     chosen = {"val": source.val, "test": source.test}[split]
     stats = {"mean": config["mean"], "std": config["std"]}
     nets = {name: student.net for name, student in students.items()}
@@ -90,17 +92,16 @@ def evaluate_folder(
     loader = Loader(chosen, batch_size=512, augment=None, wants=Wants(index=True), **stats)
     rows: list[Tensor] = []
     logits, labels = predict(nets, noting(loader.epoch(0), rows))
-    found = {name: dict(metrics(each, labels)) for name, each in logits.items()}
-    wrong = _most_confident(logits[shipped], labels)
-    guess, sure = predicted(logits[shipped]), log_probs(logits[shipped]).amax(1).exp()
+    measured = {name: dict(metrics(each, labels)) for name, each in logits.items()}
+    guess, sure = predicted(logits[shipped]), log_probs(logits[shipped]).amax(1)
+    wrong = _most_confident(guess, sure, labels)
     places = torch.cat(rows)[wrong]
-    mistakes = [
-        Mistake(place, chosen.name(place) if isinstance(chosen, Files) else None, source.classes[labels[i]],
-                source.classes[guess[i]], float(sure[i]))
-        for i, place in zip(wrong.tolist(), places.tolist(), strict=True)
-    ]  # fmt: skip
-    return Evaluation(source.name, split, len(labels), source.classes, found, shipped,
-                      confusion(guess, labels, len(source.classes)), mistakes, chosen.sample(places))  # fmt: skip
+    classes, mistakes = source.classes, []
+    for i, place in zip(wrong.tolist(), places.tolist(), strict=True):
+        file = chosen.name(place) if isinstance(chosen, Files) else None
+        mistakes.append(Mistake(place, file, classes[labels[i]], classes[guess[i]], math.exp(sure[i])))
+    counts, pixels = confusion(guess, labels, len(classes)), chosen.sample(places)
+    return Evaluation(source.name, split, len(labels), classes, measured, shipped, counts, mistakes, pixels)
 
 
 def confusion(guess: Tensor, labels: Tensor, classes: int) -> list[list[int]]:
@@ -110,9 +111,8 @@ def confusion(guess: Tensor, labels: Tensor, classes: int) -> list[list[int]]:
     return counts
 
 
-def _most_confident(logits: Tensor, labels: Tensor) -> Tensor:
-    """The samples that are wrong, the surest first. `[N, C], [N] -> [at most MISTAKES]`."""
-    guess, sure = predicted(logits), log_probs(logits).amax(1)
+def _most_confident(guess: Tensor, sure: Tensor, labels: Tensor) -> Tensor:
+    """The samples that are wrong, the surest first. Each `[N] -> [at most MISTAKES]`."""
     wrong = ((guess != labels) & (guess >= 0)).nonzero().flatten()
     return wrong[sure[wrong].argsort(descending=True, stable=True)][:MISTAKES]
 

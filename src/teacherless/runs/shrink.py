@@ -9,10 +9,15 @@ SAMPLES = 64  # of each split
 STEPS, BATCH = 20, 8
 SIDE = 64  # pixels of images that are resized anyway
 NARROWER = {  # the same kind of network, narrower or shorter
-    "wrn-28-10": "wrn-16-2", "wrn-16-8": "wrn-16-2", "densenet-bc-190-40": "densenet-bc-40-12", "resnet110": "resnet14",
-    "resnet56": "resnet14", "resnet50": "resnet18", "resnet110-bottleneck": "resnet14-bottleneck",
+    "wrn-28-10": "wrn-16-2",
+    "wrn-16-8": "wrn-16-2",
+    "densenet-bc-190-40": "densenet-bc-40-12",
+    "resnet110": "resnet14",
+    "resnet56": "resnet14",
+    "resnet50": "resnet18",
+    "resnet110-bottleneck": "resnet14-bottleneck",
     "timm/mobilenetv1_100": "mobilenet",
-}  # fmt: skip
+}
 
 
 def student(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

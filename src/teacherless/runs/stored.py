@@ -40,15 +40,14 @@ def read_run(path: Path, *, trust_imports: bool = False) -> StoredRun:
         sums = summary.get("files", {})
         names = [f"students/{p.resolve().name}/{file}" for p in folders for file in (CONFIG, WEIGHTS)]
         for name in disk.damaged(folder, [name for name in names if name in sums], sums):
-            raise InputError(f"{folder / name}: is missing or damaged, by its checksum in summary.json; teacherless "
-                             f"train --out {folder} --resume writes it again")  # fmt: skip
+            again = f"teacherless train --out {folder} --resume writes it again"
+            raise InputError(f"{folder / name}: is missing or damaged, by its checksum in summary.json; {again}")
     students = {p.resolve().name: _read_student(p, trust_imports) for p in folders}
     if not students:
         raise InputError(f"{path}: holds no students; the run is not finished")
     chosen = summary["chosen"] if summary and whole == folder else next(iter(students))
-    if summary and whole == folder and schemas.staying(summary).keys() != students.keys():
-        raise InputError(f"{path}: summary.json is of {', '.join(schemas.staying(summary))}; students/ holds "
-                         f"{', '.join(students)}")  # fmt: skip
+    if summary and whole == folder and (staying := schemas.staying(summary)).keys() != students.keys():
+        raise InputError(f"{path}: summary.json is of {', '.join(staying)}; students/ holds {', '.join(students)}")
     run = _settings(folder, trust_imports) if folder else None
     if run and run.init is not None:  # its students remember how images are read; where they began may be gone
         run = run.model_copy(update={"init": folders[0]})
@@ -69,8 +68,8 @@ def _read_student(folder: Path, trust_imports: bool) -> Student:
     student = load_student(folder, trust_imports=trust_imports)
     for key in ("classes", "input_size", "channels", "mean", "std"):
         if key not in student.config:
-            raise InputError(f"{folder / CONFIG}: does not say its {key}, as one that was trained from Python; read it "
-                             "with teacherless.load_student")  # fmt: skip
+            why = "as one that was trained from Python; read it with teacherless.load_student"
+            raise InputError(f"{folder / CONFIG}: does not say its {key}, {why}")
     return student
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from teacherless.runs.config import Run
 from teacherless.study.cells import Cell
-from teacherless.study.watch import Progress, duration
+from teacherless.study.watch import Progress
 
 
 def cell(out: Path, row: str, seed: int) -> Cell:
@@ -91,7 +91,3 @@ def test_nothing_to_do_is_not_worth_a_line(tmp_path: Path, capsys: pytest.Captur
     with Progress([a], lambda cell, done: "done"):
         pass
     assert capsys.readouterr().err == ""
-
-
-def test_durations() -> None:
-    assert [duration(s) for s in (0.34, 59, 61, 3600, 9000)] == ["0.3 s", "59 s", "1 min", "1 h 0 min", "2 h 30 min"]

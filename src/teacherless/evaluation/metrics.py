@@ -24,10 +24,12 @@ def evaluate(predictors: Mapping[str, nn.Module], batches: Iterable[Any]) -> dic
     """Every predictor's metrics over the batches, `(x, y)` or any other shape that `train` takes, each read once.
 
     Returns: `{name: {"top1", "top5", "nll", "balanced", "ece", "entropy"}}`; accuracies in percent, NLL and
-        the mean entropy of the predictions in nats, ECE in percent with 15 bins.
+        the mean entropy of the predictions in nats, ECE in percent with 15 bins. Of several predictors also
+        "agreement": percent of the samples that another one takes for the same class, the mean over the others.
     """
     logits, labels = predict(predictors, batches)
-    return {name: dict(metrics(each, labels)) for name, each in logits.items()}
+    together = agreement(logits)
+    return {name: dict(metrics(each, labels)) | together.get(name, {}) for name, each in logits.items()}
 
 
 @torch.no_grad()
@@ -74,6 +76,16 @@ def metrics(logits: Tensor, labels: Tensor) -> Iterator[tuple[str, float]]:
     yield "balanced", 100 * balanced_accuracy(guess, labels)
     yield "ece", 100 * calibration_error(logits, labels)
     yield "entropy", float(losses.entropy(logits).double().mean())
+
+
+def agreement(logits: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """`{name: {"agreement": percent}}` of predictors `[N, C]` that give classes, where there are several of them."""
+    guess = {name: guess for name, each in logits.items() if ((guess := predicted(each)) != NO_CLASS).any()}
+    if len(guess) < 2:
+        return {}
+    everyone = torch.stack(list(guess.values()))  # [S, N]
+    same = {name: float((everyone == own).double().mean(1).sum()) - 1 for name, own in guess.items()}
+    return {name: {"agreement": 100 * value / (len(guess) - 1)} for name, value in same.items()}
 
 
 def balanced_accuracy(guess: Tensor, labels: Tensor) -> float:

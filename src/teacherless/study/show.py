@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teacherless.files import disk
+from teacherless.training.live import duration, fitted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +30,6 @@ METRICS = {
 
 
 SMOKE = "smoke run: small networks, a few images; the numbers mean nothing"
-SENTENCE = 30  # characters of a sentence that a column must have room for
 
 
 def console() -> Console:
@@ -52,24 +52,11 @@ def table(
         title: above it.
     """
     from rich.box import SIMPLE
-    from rich.measure import Measurement
     from rich.table import Table
 
     cells = [[printable(cell or "") for cell in row] for row in rows]
-    shown = Table(box=SIMPLE, title=title or None)
-    for i, column in enumerate(columns):
-        widest = max(len(column), *(len(row[i]) for row in cells))
-        shown.add_column(column, justify="left" if i < left else "right", no_wrap=column != text,
-                         min_width=min(widest, SENTENCE) if column == text else widest)  # fmt: skip
-    for row in cells:
-        shown.add_row(*row)
     out = console()
-    room = out.options.update(max_width=10_000)
-    if not out.is_terminal:
-        out.width = Measurement.get(out, room, shown).maximum
-    while len(shown.columns) > 1 and Measurement.get(out, room, shown).minimum > out.width:
-        shown.columns.pop()
-    out.print(shown, crop=False)
+    out.print(fitted(Table(box=SIMPLE, title=title or None), out, columns, cells, left=left, text=text), crop=False)
 
 
 def printable(text: str) -> str:
@@ -174,8 +161,6 @@ def _taken_for(classes: Sequence[str], row: Sequence[int], label: int) -> str:
 
 def plan(found: Plan, json: bool = False) -> None:
     """What a run will cost; what needs no measurement comes first."""
-    from teacherless.study.watch import duration
-
     if json:
         known = {
             key: getattr(found, key) for key in ("students", "helpers", "engine", "precision", "epochs", "per_epoch")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from teacherless.errors import InputError
 from teacherless.files import schemas
+from teacherless.training.live import duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -128,11 +129,3 @@ def _epochs(folder: Path) -> list[float]:
     with contextlib.suppress(InputError):
         return [line["seconds"] for line in schemas.lines(folder)]
     return []
-
-
-def duration(seconds: float) -> str:
-    """`12 s`, `3 min`, `2 h 5 min`."""
-    if seconds < 60:
-        return f"{seconds:.{1 if seconds < 10 else 0}f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

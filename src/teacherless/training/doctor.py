@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from teacherless import losses
 from teacherless.evaluation.metrics import constant, predicted
+from teacherless.files import schemas
 from teacherless.files.schemas import Finding
 from teacherless.method import Batch, Method
 
@@ -133,12 +134,11 @@ def size_of_mimicry(run: Record) -> Iterator[Finding]:
     labels = taught = 0.0
     names: set[str] = set()
     for line in run.lines:
-        ce = [key for key in line if key.startswith("train/ce")]
-        others = [key for key in line if key.startswith("train/") and key.count("/") == 1 and key not in ce]
+        ce, others = schemas.terms(line)
         if ce:  # not in a phase without labels
-            names.update(key.removeprefix("train/") for key in others if key != "train/loss")
-            labels += sum(line[key] or 0 for key in ce)
-            taught += sum(line[key] or 0 for key in others if key != "train/loss")
+            names.update(others)
+            labels += sum(ce.values())
+            taught += sum(others.values())
     if not names or not labels or 1 / FAR <= (ratio := abs(taught / labels)) <= FAR:
         return
     large = ratio > FAR

@@ -75,7 +75,8 @@ class Training:
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.left: dict[str, int] = {}  # students that are not finite, and after how many steps
         file = out and out / "metrics.jsonl"
-        self.recorder = Recorder(list(self.students), self.all_epochs, self.per_epoch, file, quiet=quiet)
+        batches = self.per_epoch and (self.steps or self.epochs * self.per_epoch) * len(method.phases)
+        self.recorder = Recorder(list(self.students), self.all_epochs, batches, file, quiet=quiet)
         torch.manual_seed(settings.seed)
         self.epoch_random = checkpoint.random_state()  # as it was when this epoch's data was first asked for
         self._start_phase()

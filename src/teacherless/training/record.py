@@ -1,4 +1,4 @@
-"""What a run says while it runs: one JSON line per epoch, and a terminal that shows it.
+"""What a run writes while it runs: one JSON line per epoch.
 
 Sums are kept on the device and fetched once per epoch; nothing here waits for a step.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,13 @@ from torch import Tensor
 from teacherless import losses
 from teacherless.errors import ADVICE, Diverged
 from teacherless.evaluation.metrics import predicted
-from teacherless.files import disk, schemas
+from teacherless.files import disk
 from teacherless.method import Output
+from teacherless.training import live
 
 Line = dict[str, Any]
 STUDENTS, METRICS = "students", ("top1", "nll", "entropy")  # the key of the students' sums, [4, S]; what three are
+VALIDATION = (*METRICS, "agreement")  # what is kept of the metrics on validation
 
 
 class Recorder:
@@ -30,22 +31,20 @@ class Recorder:
 
     Args:
         students: the rows of `Output.logits`, by name.
-        epochs: how many there will be, for the time left.
-        steps: how many batches an epoch has, or None where the data does not say.
+        epochs: how many there will be.
+        batches: how many of all epochs, or None where the data does not say.
         file: `metrics.jsonl`, or None to write nothing.
         quiet: show nothing.
     """
 
     def __init__(
-        self, students: list[str], epochs: int, steps: int | None, file: Path | None = None, *, quiet: bool = False
+        self, students: list[str], epochs: int, batches: int | None, file: Path | None = None, *, quiet: bool = False
     ) -> None:
-        self.students, self.epochs, self.file = students, epochs, file
+        self.students, self.file = students, file
         self.history: list[Line] = []
         self.seconds = 0.0  # of training, without evaluation and saving
         self.images = 0
-        self.screen: Screen | Lines | None = None
-        if not quiet:
-            self.screen = Screen(students, epochs, steps) if sys.stdout.isatty() else Lines(students, epochs)
+        self.screen = None if quiet else live.view(students, epochs, batches)
         self._clear()
 
     def _clear(self) -> None:
@@ -93,7 +92,7 @@ class Recorder:
         line["train/loss"] = sum(terms.values())
         line |= self.means
         for name, values in evaluated.items():
-            line |= {f"val/{metric}/{name}": values[metric] for metric in ("top1", "nll", "entropy")}
+            line |= {f"val/{metric}/{name}": values[metric] for metric in VALIDATION if metric in values}
         line |= {key: math.nan for key in line if key.rpartition("/")[2] in line.get("left", {})}
         line |= {"img_per_s": round(self.count / seconds, 1), "seconds": round(seconds, 3)}
         self.seconds, self.images = self.seconds + seconds, self.images + self.count
@@ -101,7 +100,7 @@ class Recorder:
         if self.file:
             disk.append(self.file, json.dumps(self.history[-1]))
         if self.screen:
-            self.screen.epoch(line)
+            self.screen.epoch(self.history[-1])
         self.check(epoch)
         self._clear()
         return line
@@ -134,93 +133,9 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         if self.screen:
-            self.screen.open(len(self.history))
+            self.screen.open(self.history)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.screen:
             self.screen.close()
-
-
-class Lines:
-    """Where output is not a terminal: one plain line per epoch."""
-
-    def __init__(self, students: list[str], epochs: int) -> None:
-        self.students, self.epochs = students, epochs
-
-    def open(self, epochs_done: int) -> None:
-        """Nothing to prepare."""
-
-    def step(self) -> None:
-        """Nothing: a line per step is noise."""
-
-    def epoch(self, line: Line) -> None:
-        """`epoch 3/30  loss 1.23  peer0 97.1 / 96.0  …` (train / validation top-1, percent)."""
-        left = line.get("left", {})
-        each = "  ".join(f"{s} {_pair(line, s)}" for s in self.students if s not in left)
-        each += f"  ({schemas.who_left(left)})" if left else ""
-        print(f"epoch {line['epoch'] + 1}/{self.epochs}  loss {line['train/loss']:.4f}  top-1 {each}  "
-              f"{line['img_per_s']:.0f} img/s", flush=True)  # fmt: skip
-
-    def close(self) -> None:
-        """Nothing to restore."""
-
-
-class Screen:
-    """On a terminal: a bar with the time left, over a table with a row per student."""
-
-    def __init__(self, students: list[str], epochs: int, steps: int | None) -> None:
-        from rich.live import Live
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.students, self.epochs, self.steps = students, epochs, steps
-        self.bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(),
-        )
-        self.task = self.bar.add_task("", total=steps and steps * epochs, epoch=f"1/{epochs}", speed="")
-        self.live = Live(self.bar, refresh_per_second=4, transient=False)
-
-    def open(self, epochs_done: int) -> None:
-        """Start drawing."""
-        self.bar.update(self.task, completed=(self.steps or 0) * epochs_done)
-        self.live.start()
-
-    def step(self) -> None:
-        """One batch done."""
-        self.bar.advance(self.task)
-
-    def epoch(self, line: Line) -> None:
-        """Show the epoch's numbers."""
-        from rich.console import Group
-        from rich.table import Table
-
-        epoch = line["epoch"] + 1
-        self.bar.update(
-            self.task, epoch=f"{min(epoch + 1, self.epochs)}/{self.epochs}", speed=f"{line['img_per_s']:.0f} img/s"
-        )
-        table = Table(
-            "student", "train loss", "train top-1", "val top-1", title=f"epoch {epoch}, loss {line['train/loss']:.4f}"
-        )
-        for s in self.students:
-            val = line.get(f"val/top1/{s}")
-            table.add_row(
-                s,
-                f"{line[f'train/nll/{s}']:.4f}",
-                f"{line[f'train/top1/{s}']:.2f}",
-                "-" if val is None else f"{val:.2f}",
-            )
-        left = schemas.who_left(line.get("left", {}))
-        self.live.update(Group(table, *([left] if left else []), self.bar))
-
-    def close(self) -> None:
-        """Stop drawing; the last table stays."""
-        self.live.stop()
-
-
-def _pair(line: Line, student: str) -> str:
-    val = line.get(f"val/top1/{student}")
-    return f"{line[f'train/top1/{student}']:.2f} / {'-' if val is None else f'{val:.2f}'}"

@@ -310,6 +310,71 @@ def predict(
     return 1 if bad else 0
 
 
+@app.command(
+    help_epilogue=_examples(
+        "export runs/first --format onnx --dynamic-batch",
+        "export runs/first --which ensemble --format torch --with-preprocessing",
+    )
+)
+def export(
+    path: Path,
+    /,
+    *,
+    format: Literal["safetensors", "torch", "onnx"],
+    which: str = "best",
+    dynamic_batch: Switch = False,
+    half: Switch = False,
+    with_preprocessing: Switch = False,
+    out: Path | None = None,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    trust_imports: Switch = False,
+    json: Json = False,
+) -> None:
+    """Write a trained network for other programs, read it again without teacherless, and compare: the same, or nothing.
+
+    Parameters
+    ----------
+    path
+        a run folder, or a student's folder.
+    format
+        safetensors (weights), torch (a program of torch.export) or onnx.
+    which
+        a student's name, best (the one to ship) or ensemble.
+    dynamic_batch
+        a program that takes batches of any size; else one image at a time.
+    half
+        in half precision.
+    with_preprocessing
+        a program that reads pixels, uint8 [B, H, W, C].
+    out
+        the folder (default: export/NAME-FORMAT in the run folder).
+    data
+        what the images that are compared come from (default: what the run was trained on).
+    data_dir
+        where the data set's files are.
+    trust_imports
+        import the code that a config.json names (a student package.module:function).
+    """
+    from teacherless.runs.export import export as run_export
+
+    show.exported(
+        run_export(
+            path,
+            which=which,
+            format=format,
+            dynamic_batch=dynamic_batch,
+            half=half,
+            with_preprocessing=with_preprocessing,
+            out=out,
+            data=data,
+            data_dir=data_dir,
+            trust_imports=trust_imports,
+        ),
+        json,
+    )
+
+
 @app.command(help_epilogue=_examples("analyse runs/compare-photos", "analyse runs/first runs/second --out analysis"))
 def analyse(
     paths: list[Path], /, *, out: Path | None = None, trust_imports: Switch = False, json: Json = False

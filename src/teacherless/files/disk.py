@@ -49,6 +49,32 @@ def whole(path: Path) -> Iterator[Path]:
             raise
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Where to write the files of a folder that is to be at `path`; at the end they are flushed and it is renamed.
+
+    Raises: InputError if it cannot be written, or is there already.
+    """
+    part = path.with_name(PART + path.name)
+    if path.exists():
+        raise InputError(f"{path}: is there already; remove it, or name another folder")
+    with saying(f"cannot write {str(path)!r}"):
+        try:
+            make_folder(path.parent)
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            yield part
+            for file in part.iterdir():
+                with file.open("r+b") as there:
+                    os.fsync(there.fileno())
+            flush_folder(part)
+            part.rename(path)
+            flush_folder(path.parent)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+
 def append(path: Path, line: str) -> None:
     """Add a line: all of it or nothing. Not flushed. Raises: InputError if it cannot be written."""
     data = (line + "\n").encode()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from teacherless.data import Files, Loader
+from teacherless.data import Files, Loader, Source
 from teacherless.errors import InputError
 from teacherless.evaluation.metrics import metrics, predict, predicted
 from teacherless.losses import log_probs
@@ -18,7 +18,7 @@ from teacherless.method import Batch, Wants
 from teacherless.methods._parts import MeanProbability
 from teacherless.runs.build import load_source
 from teacherless.runs.config import Run
-from teacherless.runs.stored import read_run
+from teacherless.runs.stored import StoredRun, read_run
 from teacherless.training.summary import search_of
 
 MISTAKES = 24  # that are shown
@@ -66,14 +66,11 @@ def evaluate_folder(
 
     The data is what the run was trained on, unless named. Raises: InputError for anything that does not fit together.
     """
-    run, students, shipped = read_run(path, trust_imports=trust_imports)
-    if run is None and data is None:
-        raise InputError(f"--data: {path} does not say what it was trained on; name the data")
+    stored = read_run(path, trust_imports=trust_imports)
+    source = source_of(path, stored, data, data_dir)
+    run, students, shipped = stored
     run = run or Run(method="plain")
     config = next(iter(students.values())).config
-    if data not in (None, run.data):  # nothing of what the run did to its own data, but the student's input size
-        run = Run(method=run.method, data=data, img_size=config["input_size"][0], workers=run.workers)
-    source = load_source(run.model_copy(update={"data_dir": data_dir or run.data_dir}))
     for name, student in students.items():
         if len(student.config["classes"]) != len(source.classes):
             theirs = len(student.config["classes"])
@@ -102,6 +99,17 @@ def evaluate_folder(
         mistakes.append(Mistake(place, file, classes[labels[i]], classes[guess[i]], math.exp(sure[i])))
     counts, pixels = confusion(guess, labels, len(classes)), chosen.sample(places)
     return Evaluation(source.name, split, len(labels), classes, measured, shipped, counts, mistakes, pixels)
+
+
+def source_of(path: Path, stored: StoredRun, data: str | None = None, data_dir: Path | None = None) -> Source:
+    """What a run was trained on, or the data that is named instead. Raises: InputError where neither is known."""
+    run, config = stored.run, next(iter(stored.students.values())).config
+    if run is None and data is None:
+        raise InputError(f"--data: {path} does not say what it was trained on; name the data")
+    run = run or Run(method="plain")
+    if data not in (None, run.data):  # nothing of what the run did to its own data, but the student's input size
+        run = Run(method=run.method, data=data, img_size=config["input_size"][0], workers=run.workers)
+    return load_source(run.model_copy(update={"data_dir": data_dir or run.data_dir}))
 
 
 def confusion(guess: Tensor, labels: Tensor, classes: int) -> list[list[int]]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from teacherless.data import Source
     from teacherless.runs.explain import Explanation
+    from teacherless.runs.export import Exported
     from teacherless.runs.plan import Plan
     from teacherless.runs.predict import Prediction
     from teacherless.runs.recipes import Recipe
@@ -267,6 +268,19 @@ def _mean(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
     return f"{found['mean']:.2f}" + ("" if found["std"] is None else f" ± {found['std']:.2f}")
+
+
+def exported(found: Exported, json: bool) -> None:
+    """Where it is, what was compared, how long an image takes."""
+    if json:
+        as_json({**found._asdict(), "file": str(found.file)})
+        return
+    *most, last = found.ms
+    batches = f"{', '.join(most)} and {last}" if most else last
+    print(f"{found.name} is in {found.file}, {found.size / 1e6:.2f} MB")
+    print(f"read again without teacherless, {found.images} images in batches of {batches}: logits differ by at most "
+          f"{found.difference:.2g}, {100 * found.agree:.1f} % get the same class")  # fmt: skip
+    print("an image takes on this CPU", ", ".join(f"{ms:.2f} ms in a batch of {size}" for size, ms in found.ms.items()))
 
 
 def predictions(found: Sequence[Prediction], form: str) -> None:

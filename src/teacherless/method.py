@@ -57,6 +57,12 @@ class Output(NamedTuple):
 
 
 Exchange = Callable[[Tensor], Tensor]  # own [k, B, C+1] -> mean over the others [k, B, C+1]
+Gather = Callable[[Tensor], tuple[Tensor, Sequence[int] | slice]]  # own [k, B, C] -> all [K, B, C], our rows
+
+
+def own_rows(rows: Tensor) -> Tensor:
+    """The local `whole_batch`: all rows of a batch are here. `[B, ...] -> [B, ...]`."""
+    return rows
 
 
 class Method(nn.Module):
@@ -75,6 +81,7 @@ class Method(nn.Module):
     needs_progress: bool = False  # a weight changes from epoch to epoch
     class_weights: Tensor | None = None  # [C], in every cross-entropy with labels; `--class-weights` sets it
     smoothing: float = 0.0  # of the labels, in every cross-entropy with labels; `--smoothing` sets it
+    whole_batch: Callable[[Tensor], Tensor] = staticmethod(own_rows)  # rows of our part of a batch -> of all its parts
     _checked: bool = False  # the first batch's values
 
     def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
@@ -169,8 +176,9 @@ class Method(nn.Module):
         does, `[S]`; None where a student that is not finite ends the training."""
         return None
 
-    def shard(self, students: Sequence[int], exchange: Exchange) -> Method | None:
-        """The same method over some of its students, which meet the others in `exchange`; None if it does not split.
+    def shard(self, students: Sequence[int], exchange: Exchange, gather: Gather | None = None) -> Method | None:
+        """The same method over some of its students, which meet the others in `exchange`, or in `gather` where their
+        mean is not enough; None if it does not split.
 
         Where it does, students, rows of logits and parameter groups are in one order.
         """

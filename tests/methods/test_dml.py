@@ -276,3 +276,21 @@ def test_the_ensemble_is_the_mean_probability() -> None:
     ensemble = DML(*peers).ensemble()
     assert ensemble is not None
     torch.testing.assert_close(ensemble(x).exp(), mean)
+
+
+@pytest.mark.parametrize("options", [{"topology": "ring"}, {"topology": "star"}, {"mimicry": "symmetric"}], ids=str)
+def test_shards_that_gather_are_the_whole_to_the_bit(options: dict[str, Any]) -> None:
+    """Each of three shards has one peer, and is told what all predict."""
+    data, whole = batch(), DML(*(tiny(i) for i in range(3)), **options)
+    everyone = torch.stack([peer(data.inputs[0]).log_softmax(1) for peer in whole.peers]).detach()
+    whole(data).loss.backward()
+    for k, net in enumerate(copy.deepcopy(peer) for peer in whole.peers):
+        net.zero_grad()
+        alone = DML(*(net if i == k else tiny(i) for i in range(3)), **options)
+        part = alone.shard([k], lambda own: own, lambda own, k=k: (everyone, [k]))
+        assert part is not None
+        part(data).loss.backward()
+        assert all(
+            torch.equal(a.grad, b.grad) for a, b in zip(net.parameters(), whole.peers[k].parameters(), strict=True)
+        )
+    assert whole.shard([0], lambda own: own) is None

@@ -122,6 +122,8 @@ class DDGSD(Method):
             terms["kl"] = self.kl_weight * (pairs.mean(2).sum() / (count - 1))  # the diagonal is 0
         if self.mmd_weight and self.match == "features":
             h = torch.cat([features for _, features in parts]).reshape(count, len(batch.labels), -1)  # [V, B, D]
+            own = h.detach().mean(1)  # [V, D]
+            h = h + (self.whole_batch(own[None]).mean(0) - own)[:, None]  # a batch in parts has one mean
             terms["mmd"] = self.mmd_weight * _sum(losses.mmd(a, b) for a, b in combinations(h, 2))
         elif self.mmd_weight:
             terms["mse"] = self.mmd_weight * _sum(losses.mse(a, b).mean() for a, b in combinations(z, 2))

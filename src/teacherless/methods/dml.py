@@ -52,7 +52,7 @@ Results: See docs/log.md.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial, reduce
 from typing import Any, ClassVar, Literal
 
@@ -63,13 +63,11 @@ from torch.func import functional_call
 from teacherless import losses
 from teacherless.batch import Input, joined
 from teacherless.errors import InputError, unknown
-from teacherless.method import Batch, Exchange, Method, Output, Progress, Wants
+from teacherless.method import Batch, Exchange, Gather, Method, Output, Progress, Wants
 from teacherless.methods import _checks as checks
 from teacherless.methods._mutual import mutual
 from teacherless.methods._parts import MeanProbability, ramp
 from teacherless.network import arguments, call, check_ready, drawing_layer, read_logits
-
-Gather = Callable[[Tensor], tuple[Tensor, slice]]
 
 
 def mean_of_others(own: Tensor) -> Tensor:
@@ -225,31 +223,32 @@ class DML(Method):
             ce = losses.nll(shared, labels, self.smoothing)
         if self.complete:
             mimicry = mimicry * (len(self.listening) - 1) if self.reduce == "sum" else mimicry / self._present(mimicry)
-        silent = self._gone() & (self.left_at < 0).any()  # were all silent, the loss would be 0
+        silent = self._gone(self.rows) & (self.left_at < 0).any()  # were all silent, the loss would be 0
         return torch.where(silent[:, None], 0, ce), torch.where(silent[:, None], 0, mimicry)  # NaN times 0 is NaN
 
     def left(self) -> Tensor:
         """The step at which each peer left the others' mean, -1 for one that is in it."""
         return self.left_at
 
-    def _gone(self) -> Tensor:
-        """Which of our predictions are of peers that have left, `[k·V]`."""
-        return (self.left_at[self.rows] >= 0)[:, None].expand(-1, self.views).reshape(-1)
+    def _gone(self, peers: Sequence[int] | slice) -> Tensor:
+        """Which of these peers' predictions are of some that have left, `[k·V]`."""
+        return (self.left_at[peers] >= 0)[:, None].expand(-1, self.views).reshape(-1)
 
-    def _leave(self, neg_entropy: Tensor, step: Tensor) -> Tensor:
+    def _leave(self, neg_entropy: Tensor, step: Tensor, peers: Sequence[int] | slice) -> Tensor:
         """A peer whose Σ p log p is NaN leaves; not inside torch.func, where nothing can be written.
 
-        Returns: which of our predictions are of peers that have left. `[k·V, B] -> [k·V]`.
+        Returns: which of the predictions are of peers that have left. `[k·V, B] -> [k·V]`.
         """
         if not _transformed(neg_entropy):
-            left = self.left_at[self.rows]
-            bad = neg_entropy.reshape(len(left), -1).sum(1).isnan()  # Σ p log p is never infinite
-            self.left_at[self.rows] = torch.where(bad & (left < 0), step, left)
-        return self._gone()
+            left = self.left_at[peers]
+            sums = neg_entropy.reshape(len(left), -1).sum(1)
+            bad = self.whole_batch(sums[None]).isnan().any(0)  # Σ p log p is never infinite
+            self.left_at[peers] = torch.where(bad & (left < 0), step, left)
+        return self._gone(peers)
 
     def _mean_of_others(self, own: Tensor, step: Tensor) -> Tensor:
         """The exchange, with 0 for who has left: `_present` times the mean of the others that remain. `[k, B, C+1]`."""
-        return self.exchange(own.masked_fill_(self._leave(own[..., -1], step)[:, None, None], 0))
+        return self.exchange(own.masked_fill_(self._leave(own[..., -1], step, self.rows)[:, None, None], 0))
 
     def _present(self, like: Tensor) -> Tensor:
         """The share of the other predictions that are in the mean, known after the exchange; 1 if nobody has left."""
@@ -272,7 +271,7 @@ class DML(Method):
         """Mimicry of whom each peer listens to. `[k, B, C] -> [k, B]`."""
         all_log_p, mine = self.gather(log_p.detach())  # [K, B, C]
         p = all_log_p.exp()
-        gone = self._leave((p * all_log_p).sum(-1), step)  # [K]
+        gone = self._leave((p * all_log_p).sum(-1), step, slice(None))  # [K]
         all_log_p, p = (x.masked_fill(gone[:, None, None], 0) for x in (all_log_p, p))
         listening = self.listening[mine].to(log_p)  # [k, K]
         rows = listening.masked_fill(gone, 0)
@@ -307,13 +306,14 @@ class DML(Method):
         here = [peer for peer, left in zip(self.peers, self.left_at.tolist(), strict=True) if left < 0]
         return MeanProbability(here) if len(here) > 1 else None
 
-    def shard(self, students: Sequence[int], exchange: Exchange) -> DML | None:
-        """A DML over some of the peers, the same modules; None where a peer needs more than the mean of the others."""
-        if not self.complete or self.update == "in_turn":
+    def shard(self, students: Sequence[int], exchange: Exchange, gather: Gather | None = None) -> DML | None:
+        """A DML over some of the peers, the same modules; None where peers are updated in turn, and where one needs
+        more than the mean of the others and there is no `gather`."""
+        if self.update == "in_turn" or not (self.complete or gather):
             return None
         part = copy.copy(self)
         part._modules = {"peers": nn.ModuleList(self.peers[i] for i in students)}
-        part.exchange, part.rows = exchange, list(students)
+        part.exchange, part.gather, part.rows = exchange, gather or self.gather, list(students)
         return part
 
     def param_groups(self) -> list[dict[str, Any]]:

@@ -94,11 +94,12 @@ class PSKD(Method):
         soft = torch.where(no_past, ce, losses.soft_ce(logits, past))  # [B]
         alpha = self.alpha * (progress.epoch.to(ce.dtype) + 1) / progress.epochs
         if self.training:
-            self.memory[batch.index] = losses.log_probs(logits.detach()).exp().to(self.memory.dtype)
+            said = losses.log_probs(logits.detach()).exp().to(self.memory.dtype)
+            self.memory[self.whole_batch(batch.index)] = self.whole_batch(said)
         return Output({"ce": ((1 - alpha) * ce).mean(), "past": (alpha * soft).mean()}, logits.detach()[None])
 
-    # The memory is no buffer: DistributedDataParallel gives every rank the first one's buffers, and a rank remembers
-    # what it saw itself. As extra state it is in `state_dict`, and it moves as buffers do.
+    # The memory is no buffer: DistributedDataParallel would give every rank the first one's. As extra state it is in
+    # `state_dict`, and it moves as buffers do.
 
     def get_extra_state(self) -> Tensor:
         """The memory."""

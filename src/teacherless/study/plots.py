@@ -434,12 +434,16 @@ def sheet(pixels: Tensor, captions: Sequence[str], title: str, path: Path) -> li
     """Images, uint8 `[M, H, W, C]`, with a caption each."""
     columns = min(6, len(captions))
     rows = -(-len(captions) // columns)
-    figure, axes = _figure(rows, columns, width=1.6 * columns, height=0.5 + 1.9 * rows, grid=False)
-    for ax in axes:
-        ax.axis("off")
-    for ax, image, caption in zip(axes, pixels, captions, strict=False):
-        ax.imshow(image.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-        ax.set_title(caption, fontsize=8)
+    _, height, width = pixels.shape[:3]
+    wide, high = 1.15, 1.15 * height / width + 0.35  # of an image with its room, an image's width being 1
+    figure, (ax,) = _figure(1, 1, width=1.6 * columns, height=0.5 + 1.39 * high * rows, grid=False)
+    for i, (image, caption) in enumerate(zip(pixels, captions, strict=True)):
+        left, top = wide * (i % columns), high * (i // columns)
+        extent = (left, left + 1, top + height / width, top)
+        ax.imshow(image.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, extent=extent)
+        ax.text(left + 0.5, top - 0.04, caption, fontsize=8, ha="center", va="bottom")
+    ax.set(xlim=(0, wide * columns), ylim=(high * rows - 0.35, -0.35))
+    ax.axis("off")
     figure.suptitle(title, fontsize=10)
     return _save(figure, path)
 
@@ -467,6 +471,7 @@ def _save(figure: Figure, path: Path) -> list[Path]:
     salt = matplotlib.rc_context({"svg.hashsalt": "teacherless"})
     with salt, disk.whole(files[0]) as png, disk.whole(files[1]) as svg:
         figure.savefig(png, dpi=150, metadata={"Software": None})
+        figure.set_layout_engine("none")  # the second file is laid out as the first
         figure.savefig(svg, metadata={"Date": None, "Creator": None})
     return files
 

@@ -101,29 +101,22 @@ def create(
     """
     if architecture not in MODELS and not foreign.is_foreign(architecture):
         raise unknown("model", architecture, MODELS)
-    num_classes, in_channels = _count("num_classes", num_classes), _count("in_channels", in_channels)
+    counts: dict[str, Any] = {"num_classes": _count("num_classes", num_classes)}
+    counts["in_channels"] = _count("in_channels", in_channels)
     if seed is not None and type(seed) is not int:
         raise InputError(f"seed: found {seed!r}; must be an integer")
     device = torch.get_default_device()
     if foreign.is_foreign(architecture):
         with _seeded(seed), torch.device("meta" if device.type == "meta" else "cpu"):
-            return foreign.create(
-                architecture,
-                num_classes=num_classes,
-                in_channels=in_channels,
-                pretrained=pretrained,
-                size=size,
-                **kwargs,
-            ).to(device)
+            return foreign.create(architecture, pretrained=pretrained, size=size, **counts, **kwargs).to(device)
     if pretrained:
-        raise InputError(
-            f"--pretrained: {architecture} has no weights to start from; timm/... and torchvision/... have"
-        )
+        why = "has no weights to start from; timm/... and torchvision/... have"
+        raise InputError(f"--pretrained: {architecture} {why}")
     _check_arguments(architecture, kwargs)
     try:
         with torch.device("meta"):  # so that `fresh` is the one place where weights get their first values
-            net = MODELS[architecture](num_classes=num_classes, in_channels=in_channels, **kwargs)
-        net.spec = {"architecture": architecture, "num_classes": num_classes, "in_channels": in_channels, **kwargs}
+            net = MODELS[architecture](**counts, **kwargs)
+        net.spec = {"architecture": architecture, **counts, **kwargs}
         if device.type == "meta":
             return net
         with _seeded(seed):
@@ -192,8 +185,8 @@ def check_input(net: nn.Module, size: tuple[int, int], in_channels: int) -> None
         for side in range(min(size) + 1, LARGEST_SIDE + 1):
             if _problem(net, (side, side), in_channels) is None:
                 why = "too small for its strides" if isinstance(net, Staged) else f"which it cannot read ({problem})"
-                raise InputError(f"{name}: found images of {height}x{width}, {why}; "
-                                 f"the smallest it can read is {side}x{side}")  # fmt: skip
+                smallest = f"the smallest it can read is {side}x{side}"
+                raise InputError(f"{name}: found images of {height}x{width}, {why}; {smallest}")
     raise InputError(f"{name}: cannot read images of {in_channels} channels, {height}x{width}: {problem}")
 
 
@@ -214,9 +207,9 @@ def _problem(net: nn.Module, size: tuple[int, int], in_channels: int) -> str | N
     finally:
         for hook in hooks:
             hook.remove()
-    if isinstance(net, Foreign) and logits.shape[1] != net.spec.get("num_classes", logits.shape[1]):
-        raise InputError(f"{net.name}: found {logits.shape[1]} outputs for {net.spec['num_classes']} classes; it must "
-                         "take num_classes")  # fmt: skip
+    outputs = logits.shape[1]
+    if isinstance(net, Foreign) and outputs != (classes := net.spec.get("num_classes", outputs)):
+        raise InputError(f"{net.name}: found {outputs} outputs for {classes} classes; it must take num_classes")
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,9 +38,8 @@ def save_student(folder: Path, net: nn.Module, about: dict[str, Any]) -> dict[st
     Returns: the SHA-256 of each file. Raises: InputError if one cannot be written.
     """
     net, tensors = unwrapped(net), own_state(net)
-    spec = dict(
-        getattr(net, "spec", {"architecture": None, "class": f"{type(net).__module__}.{type(net).__qualname__}"})
-    )
+    nameless = {"architecture": None, "class": f"{type(net).__module__}.{type(net).__qualname__}"}
+    spec = dict(getattr(net, "spec", nameless))
     config = {"architecture": spec.pop("architecture"), "arguments": spec, **about}
     return {
         WEIGHTS: disk.write(folder / WEIGHTS, save(tensors, metadata={"format": "pt"})),
@@ -58,10 +58,9 @@ def own_state(net: nn.Module) -> dict[str, Tensor]:
     """A copy of its state on the CPU, under its own keys: without what was put around the network or its parts."""
     state = {key: value.detach().cpu().contiguous().clone() for key, value in net.state_dict().items()}
     for path, module in reversed(list(net.named_modules())):  # the innermost first
-        outer, inner = f"{path}." if path else "", _inside(module)
-        if inner:
-            state = {outer + key[len(outer) :].removeprefix(f"{inner}.") if key.startswith(outer) else key: value
-                     for key, value in state.items()}  # fmt: skip
+        if inner := _inside(module):
+            outer = f"{path}." if path else ""
+            state = {re.sub(f"^{re.escape(outer + inner)}[.]", outer, key): value for key, value in state.items()}
     return state
 
 
@@ -154,8 +153,8 @@ def load_weights(net: nn.Module, file: Path) -> None:
     """Fill `net` from a safetensors file, strictly. Raises: InputError naming the first tensor that does not fit."""
     check_shapes(net, file)
     try:
-        with safe_open(str(file), framework="pt") as found:
-            tensors: dict[str, Tensor] = {key: found.get_tensor(key) for key in net.state_dict()}
+        with safe_open(str(file), framework="pt") as stored:
+            tensors: dict[str, Tensor] = {key: stored.get_tensor(key) for key in net.state_dict()}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: is not a readable safetensors file ({error})") from None
     net.load_state_dict(tensors)
@@ -183,11 +182,11 @@ def start_from(net: nn.Module, start: Student, classes: list[str]) -> str | None
 def check_shapes(net: nn.Module, file: Path) -> None:
     """Compare names, shapes and kinds of numbers, reading nothing but the header. Raises: InputError naming what does
     not fit."""
-    own, found = net.state_dict(), _header(file)
-    for key in sorted(own.keys() ^ found.keys()):
+    own, stored = net.state_dict(), _header(file)
+    for key in sorted(own.keys() ^ stored.keys()):
         what = f"has no {key!r}" if key in own else f"has {key!r}, which the network does not"
         raise InputError(f"{file}: is of another architecture: it {what}")
-    for key, (shape, dtype) in found.items():
+    for key, (shape, dtype) in stored.items():
         if shape != list(own[key].shape):
             raise InputError(
                 f"{file}: is of another architecture: {key!r} is {shape}, the network's {list(own[key].shape)}"
@@ -199,8 +198,8 @@ def check_shapes(net: nn.Module, file: Path) -> None:
 def _header(file: Path) -> dict[str, tuple[list[int], str]]:
     """Shape and type ("F32") of every tensor in a file. Raises: InputError if it is not of safetensors."""
     try:
-        with safe_open(str(file), framework="pt") as found:
-            slices = {key: found.get_slice(key) for key in found.keys()}  # noqa: SIM118, it is no dict
+        with safe_open(str(file), framework="pt") as stored:
+            slices = {key: stored.get_slice(key) for key in stored.keys()}  # noqa: SIM118, it is no dict
             return {key: (each.get_shape(), each.get_dtype()) for key, each in slices.items()}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: is not a readable safetensors file ({error})") from None

@@ -14,12 +14,13 @@ class Inception(nn.Module):
 
     def __init__(self, inputs: int, one: int, three: tuple[int, int], five: tuple[int, int], pool: int) -> None:
         super().__init__()
-        self.branches = nn.ModuleList([
-            nn.Sequential(*conv_bn_relu(inputs, one, 1)),
-            nn.Sequential(*conv_bn_relu(inputs, three[0], 1), *conv_bn_relu(*three, 3)),
-            nn.Sequential(*conv_bn_relu(inputs, five[0], 1), *conv_bn_relu(*five, 3)),  # the paper has 5x5, see below
-            nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), *conv_bn_relu(inputs, pool, 1)),
-        ])  # fmt: skip
+        branches = (
+            conv_bn_relu(inputs, one, 1),
+            [*conv_bn_relu(inputs, three[0], 1), *conv_bn_relu(*three, 3)],
+            [*conv_bn_relu(inputs, five[0], 1), *conv_bn_relu(*five, 3)],  # the paper has 5x5, see below
+            [nn.MaxPool2d(3, stride=1, padding=1), *conv_bn_relu(inputs, pool, 1)],
+        )
+        self.branches = nn.ModuleList(nn.Sequential(*layers) for layers in branches)
         self.channels = one + three[1] + five[1] + pool
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Extras are imported when a name asks for them. What comes back is the untouched 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -108,8 +109,8 @@ def _torchvision(name: str, classes: int, channels: int, pretrained: bool, **kwa
     net: nn.Module = zoo.get_model(name, weights=None, num_classes=classes, **kwargs)
     if pretrained:  # not by `weights=`: torchvision refuses other classes than the weights'
         own = net.state_dict()
-        found = zoo.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True)
-        fitting = {key: value for key, value in found.items() if key in own and value.shape == own[key].shape}
+        theirs = zoo.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        fitting = {key: value for key, value in theirs.items() if key in own and value.shape == own[key].shape}
         net.load_state_dict({**own, **fitting})
     return net
 
@@ -117,18 +118,13 @@ def _torchvision(name: str, classes: int, channels: int, pretrained: bool, **kwa
 def reads(architecture: str) -> dict[str, Any]:
     """How the pretrained weights of `timm/NAME` and `torchvision/NAME` want their images: size, fit, mean and std."""
     prefix, _, name = architecture.partition("/")
-    if prefix == "timm":
-        cfg = extra("timm", architecture).get_pretrained_cfg(name)
-        found = (cfg.input_size[-1], cfg.mean, cfg.std) if cfg else None
-    elif prefix == "torchvision":
-        try:
-            seen = extra("torchvision", architecture).models.get_model_weights(name).DEFAULT.transforms()
-        except ValueError:
-            return {}
-        found = seen.crop_size[0], seen.mean, seen.std
-    else:
-        found = None
-    return dict(zip(("size", "mean", "std"), found, strict=True)) | {"fit": "crop"} if found else {}
+    if prefix == "timm" and (cfg := extra("timm", architecture).get_pretrained_cfg(name)):
+        return {"size": cfg.input_size[-1], "mean": cfg.mean, "std": cfg.std, "fit": "crop"}
+    if prefix == "torchvision":
+        with contextlib.suppress(ValueError):
+            change = extra("torchvision", architecture).models.get_model_weights(name).DEFAULT.transforms()
+            return {"size": change.crop_size[0], "mean": change.mean, "std": change.std, "fit": "crop"}
+    return {}
 
 
 def _imported(path: str, classes: int, channels: int, pretrained: bool, **kwargs: Any) -> nn.Module:

@@ -50,10 +50,10 @@ def watching(net: nn.Module, calls: dict[str, Call]) -> Iterator[None]:
 
 def timm_stages(net: nn.Module) -> list[str]:
     """The stages that a network of timm names itself: the last four sizes, or four blocks where there is one size."""
-    known = [(info["module"], info["reduction"]) for info in getattr(net, "feature_info", None) or ()
-             if isinstance(info, Mapping) and {"module", "reduction"} <= info.keys()]  # fmt: skip
-    paths = [path for path, _ in known]
-    if len({size for _, size in known}) > 1:
+    about = [info for info in getattr(net, "feature_info", None) or () if isinstance(info, Mapping)]
+    known = [info for info in about if {"module", "reduction"} <= info.keys()]
+    paths = [info["module"] for info in known]
+    if len({info["reduction"] for info in known}) > 1:
         return paths[-4:]
     parts = min(4, len(paths))
     return [paths[(i + 1) * len(paths) // parts - 1] for i in range(parts)]
@@ -77,14 +77,14 @@ def default_stages(net: nn.Module, calls: Mapping[str, Call], head: str, batch: 
 
 def _blocks(path: str, module: nn.Module, calls: Mapping[str, Call]) -> list[str]:
     """The modules that run once inside, containers opened, in the order in which they end."""
-    found = []
+    blocks = []
     for name, child in module.named_children():
         inner = join(path, name)
         if isinstance(child, (nn.Sequential, nn.ModuleList)):
-            found += _blocks(inner, child, calls)
+            blocks += _blocks(inner, child, calls)
         elif inner in calls and calls[inner].count == 1 and not isinstance(child, (nn.Identity, nn.Dropout)):
-            found.append(inner)
-    return sorted(found, key=lambda inner: calls[inner].ended)
+            blocks.append(inner)
+    return sorted(blocks, key=lambda inner: calls[inner].ended)
 
 
 def _stages_among(blocks: list[str], net: nn.Module, calls: Mapping[str, Call], end: int, batch: int) -> list[str]:
@@ -114,7 +114,7 @@ def _quarters(blocks: list[str], net: nn.Module) -> list[str]:
     """Four of the blocks of the commonest kind, at equal distances; the last one is the last."""
     kinds = [type(net.get_submodule(block)) for block in blocks]
     kind = max(kinds, key=kinds.count)
-    equal = [block for block, found in zip(blocks, kinds, strict=True) if found is kind]
+    equal = [block for block, own in zip(blocks, kinds, strict=True) if own is kind]
     parts = min(4, len(equal))
     return [equal[(i + 1) * len(equal) // parts - 1] for i in range(parts)]
 
@@ -123,8 +123,9 @@ def _last(group: list[str], after: list[str], calls: Mapping[str, Call]) -> str:
     """The last block of a group that is not the beginning of a transition, a container that ends in the next group."""
     for block in reversed(group):
         parent = calls.get(block.rpartition(".")[0])
-        if not (parent and after and calls[group[0]].ended < parent.began
-                and calls[after[0]].ended < parent.ended < calls[after[-1]].ended):  # fmt: skip
+        if not (parent and after and calls[group[0]].ended < parent.began):
+            return block
+        if not calls[after[0]].ended < parent.ended < calls[after[-1]].ended:
             return block
     return group[-1]
 

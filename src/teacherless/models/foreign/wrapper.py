@@ -4,11 +4,6 @@
 hooks. Stages are module paths. Where none are named, they are those that timm names of its networks, or the last
 modules before the maps shrink; of a transformer, four of its blocks. Tokens are a map too: of an image a grid, of a
 text a line.
-
-A network is cut after a stage, for ONE, without a word about how its modules are wired. The trunk runs the network's
-own `forward` up to that stage and keeps what every module on the way answered. A branch runs `forward` again from the
-start, but there the trunk's modules repeat their outputs instead of computing; what comes after the stage is the
-branch's own.
 """
 
 from __future__ import annotations
@@ -16,8 +11,8 @@ from __future__ import annotations
 import copy
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Self
 
@@ -26,6 +21,7 @@ from torch import Tensor, nn
 
 from teacherless.batch import Input, as_input, leaves, mapped
 from teacherless.errors import InputError, first_line
+from teacherless.models.foreign.split import Branch, Trunk, TrunkOutput, across, cut, one_graph_cannot, tensors
 from teacherless.models.foreign.stages import (
     Call,
     channels,
@@ -33,7 +29,6 @@ from teacherless.models.foreign.stages import (
     default_stages,
     first_tensor,
     is_layer,
-    join,
     timm_stages,
     watching,
 )
@@ -75,14 +70,6 @@ class Structure(NamedTuple):
     head: str
     logits: torch.Size
     image: bool  # what it reads is [B, C, H, W]
-
-
-class TrunkOutput(NamedTuple):
-    """What a trunk says: enough for a branch to go on."""
-
-    x: Input
-    map: Tensor  # of its last stage
-    outputs: dict[str, list[Any]]  # of each of its modules, in the order of their calls
 
 
 class Foreign(Insides):
@@ -154,22 +141,18 @@ class Foreign(Insides):
             raise InputError(f"{self.name}: has no layers inside that could be a stage or a head")
         head = max(layers, key=lambda path: calls[path].ended)
         for stages in filter(None, (self.named, timm_stages(self.net))):
-            found = Structure(calls, stages, head, logits, image)
             with suppress(*() if self.named else (InputError,)):  # what timm names may not do
-                self._check(found)
-                return found
-        found = Structure(calls, default_stages(self.net, calls, head, logits[0]), head, logits, image)
-        self._check(found)
-        return found
+                return self._checked(Structure(calls, stages, head, logits, image))
+        stages = default_stages(self.net, calls, head, logits[0])
+        return self._checked(Structure(calls, stages, head, logits, image))
 
     @property
     def channels(self) -> list[int]:
         """C_i of every stage. Raises: InputError if none were named and none can be found."""
-        found = self.structure
-        if not found.stages:
-            raise InputError(f"{self.name}: its stages are not known; name them: stages=a+b+c (it has "
-                             f"{_outline(self.net)})")  # fmt: skip
-        return [channels(_output_shape(found, stage)) for stage in found.stages]
+        if not self.structure.stages:
+            outline = _outline(self.net)
+            raise InputError(f"{self.name}: its stages are not known; name them: stages=a+b+c (it has {outline})")
+        return [channels(_output_shape(self.structure, stage)) for stage in self.structure.stages]
 
     @property
     def dim(self) -> int:
@@ -197,19 +180,19 @@ class Foreign(Insides):
 
     def look(self, x: Input) -> Look:
         """Maps, embedding and logits of `[B, ...]`, in one pass."""
-        _one_graph_cannot()
-        found: dict[str, Tensor] = {}
+        one_graph_cannot()
+        outputs: dict[str, Tensor] = {}
         embedding: list[Tensor] = []
         with ExitStack() as hooks:
             for stage in self.structure.stages:
-                hooks.callback(self._on_exit(stage, partial(found.__setitem__, stage)))
+                hooks.callback(self._on_exit(stage, partial(outputs.__setitem__, stage)))
             head = self.net.get_submodule(self.structure.head)
             hooks.callback(head.register_forward_pre_hook(lambda _, args: embedding.append(args[0])).remove)
             logits = call(self, x)
-        missing = next((stage for stage in self.structure.stages if stage not in found), None)
-        if missing is not None:
-            raise self._not_run(missing)
-        maps = [self._as_map(stage, found[stage]) for stage in self.structure.stages]
+        for stage in self.structure.stages:
+            if stage not in outputs:
+                raise self._not_run(stage)
+        maps = [self._as_map(stage, outputs[stage]) for stage in self.structure.stages]
         return Look(maps, embedding[-1].flatten(1), logits)
 
     def reach(self, x: Input, stage: int) -> Tensor:
@@ -219,7 +202,7 @@ class Foreign(Insides):
 
     def lower(self, stage: int) -> list[nn.Parameter]:
         """The parameters up to a stage, and those of which it is not known when they are used."""
-        upper = {id(p) for path in self._cut(stage + 1)[1] for p in self.net.get_submodule(path).parameters()}
+        upper = {id(p) for path in cut(self, stage + 1)[1] for p in self.net.get_submodule(path).parameters()}
         return [p for p in self.net.parameters() if id(p) not in upper]
 
     def exit(self) -> tuple[nn.Module, nn.Module]:
@@ -244,12 +227,12 @@ class Foreign(Insides):
 
         Parameters that a container uses itself (a class token, positions) are shared, whenever they are used.
         """
-        shared, own = self._cut(stages)
-        theirs = {id(t) for path in own for t in _tensors(self.net.get_submodule(path))}
-        memo: dict[int, Any] = {id(t): t for t in _tensors(self.net) if id(t) not in theirs}
+        shared, own = cut(self, stages)
+        theirs = {id(t) for path in own for t in tensors(self.net.get_submodule(path))}
+        memo: dict[int, Any] = {id(t): t for t in tensors(self.net) if id(t) not in theirs}
         memo |= {id(module): module for module in map(self.net.get_submodule, shared)}
         other = copy.deepcopy(self, memo)
-        for path in self._across(stages):  # one dict for all, so that a move is everyone's
+        for path in across(self, stages):  # one dict for all, so that a move is everyone's
             mine, its = self.net.get_submodule(path), other.net.get_submodule(path)
             its._parameters, its._buffers = mine._parameters, mine._buffers
         donor = self._build() if self._build else None
@@ -277,8 +260,8 @@ class Foreign(Insides):
                 raise
             except Exception as error:  # a foreign network may raise anything; another size may do
                 reason = reason or first_line(error)
-        raise InputError(f"{self.name}: cannot look inside ({reason or 'what it reads is not known'}); show it a batch "
-                         "that it can read: teacherless.adapt(net, example=x)")  # fmt: skip
+        show = "show it a batch that it can read: teacherless.adapt(net, example=x)"
+        raise InputError(f"{self.name}: cannot look inside ({reason or 'what it reads is not known'}); {show}")
 
     def _examples(self) -> Iterator[Input]:
         like = next((p for p in self.net.parameters() if p.is_floating_point()), torch.empty(0))
@@ -294,50 +277,24 @@ class Foreign(Insides):
             for size in sizes:
                 yield torch.zeros(2, channels, *size, dtype=like.dtype, device=like.device)
 
-    def _check(self, found: Structure) -> None:
+    def _checked(self, structure: Structure) -> Structure:
         """Raises: InputError for stages that are not run once, in order, before the head, with a tensor to show."""
-        before = -1
-        for stage in found.stages:
-            call = found.calls.get(stage, Call(0))
+        before, batch, what = -1, structure.logits[0], ""
+        for stage in structure.stages:
+            what = f"stages: {stage!r} of {self.name}"
+            call = structure.calls.get(stage, Call(0))
             if call.count != 1:
-                raise InputError(f"stages: {stage!r} of {self.name} runs {call.count} times; a stage must run once")
-            batch = found.logits[0]
-            if call.output_shape is None or not 2 <= len(call.output_shape) <= 4 or call.output_shape[0] != batch:
-                shape = None if call.output_shape is None else list(call.output_shape)
-                raise InputError(f"stages: {stage!r} of {self.name} gives {shape} for a batch of {batch}; must be a "
-                                 "tensor [B, C, H, W], [B, N, C] or [B, C]")  # fmt: skip
+                raise InputError(f"{what} runs {call.count} times; a stage must run once")
+            shape = None if call.output_shape is None else list(call.output_shape)
+            if shape is None or not 2 <= len(shape) <= 4 or shape[0] != batch:
+                legal = "a tensor [B, C, H, W], [B, N, C] or [B, C]"
+                raise InputError(f"{what} gives {shape} for a batch of {batch}; must be {legal}")
             if call.ended < before:
-                raise InputError(f"stages: {stage!r} of {self.name} runs before the stage named before it")
+                raise InputError(f"{what} runs before the stage named before it")
             before = call.ended
-        if found.calls[found.head].began < before:
-            raise InputError(f"stages: {found.stages[-1]!r} of {self.name} holds its head, {found.head!r}; a stage "
-                             "must end before it")  # fmt: skip
-
-    def _cut(self, stages: int) -> tuple[list[str], list[str]]:
-        """Paths of the modules that run only up to a stage, and of those that run only after it, as few as can be."""
-        calls = self.structure.calls
-        end = calls[self.structure.stages[stages - 1]].ended if stages else -1
-        before: list[str] = []
-        after: list[str] = []
-
-        def sort(path: str, module: nn.Module) -> None:
-            call = calls.get(path)
-            if call and call.began > end:
-                after.append(path)
-            elif (call and call.ended <= end) or not any(True for _ in module.children()):
-                before.append(path)  # also what ran on both sides, or never: it is one module for all
-            else:
-                for name, child in module.named_children():
-                    sort(join(path, name), child)
-
-        sort("", self.net)
-        return before, after
-
-    def _across(self, stages: int) -> list[str]:
-        """Paths of the containers of modules on both sides."""
-        within = tuple(f"{path}." if path else "" for side in self._cut(stages) for path in side)
-        whole = {path for side in self._cut(stages) for path in side}
-        return [path for path, _ in self.net.named_modules() if path not in whole and not f"{path}.".startswith(within)]
+        if structure.calls[structure.head].began < before:
+            raise InputError(f"{what} holds its head, {structure.head!r}; a stage must end before it")
+        return structure
 
     def _as_map(self, stage: str, output: Tensor) -> Tensor:
         if output.dim() == 3 and (grid := self._grid(output.shape[1])):
@@ -374,106 +331,11 @@ class Foreign(Insides):
         )
 
 
-class Trunk(nn.Module):
-    """A foreign network up to a stage."""
-
-    def __init__(self, foreign: Foreign, stages: int) -> None:
-        super().__init__()
-        self._foreign = (foreign,)  # a tuple: not registered
-        self._stage = foreign.structure.stages[stages - 1]
-        calls = foreign.structure.calls
-        end = calls[self._stage].ended
-        before = foreign._cut(stages)[0]
-        self._before = [path for path in before if path in calls and calls[path].ended <= end]
-        self.modules_before = nn.ModuleList(map(foreign.net.get_submodule, before))
-        self.across = nn.ModuleList(Holder(foreign.net.get_submodule(path)) for path in foreign._across(stages))
-
-    def forward(self, x: Input) -> TrunkOutput:
-        """`[B, ...]` -> the stage's map, and what every module returned."""
-        (foreign,) = self._foreign
-        _one_graph_cannot()
-        outputs: dict[str, list[Any]] = {path: [] for path in self._before}
-        with ExitStack() as hooks:
-            for path, recorded in outputs.items():
-                module = foreign.net.get_submodule(path)
-                record = module.register_forward_hook(lambda _m, _a, output, into=recorded: into.append(output))
-                hooks.callback(record.remove)
-            output = foreign._run_to(self._stage, x)
-        return TrunkOutput(x, foreign._as_map(self._stage, output), outputs)
-
-
-class Branch(nn.Module):
-    """A foreign network after a stage: its own `forward`, in which the trunk's modules repeat what they returned."""
-
-    def __init__(self, foreign: Foreign, stages: int) -> None:
-        super().__init__()
-        self._foreign = (foreign,)  # a tuple: not registered
-        self.modules_after = nn.ModuleList(map(foreign.net.get_submodule, foreign._cut(stages)[1]))
-
-    def forward(self, trunk_output: TrunkOutput) -> Tensor:
-        """What a trunk returned -> logits `[B, C]`.
-
-        Raises: InputError if the network changes a shared map in place: the next branch would read the changed one.
-        """
-        (foreign,) = self._foreign
-        outputs = trunk_output.outputs
-        versions = {path: _versions(recorded) for path, recorded in outputs.items()}
-        with repeating({foreign.net.get_submodule(path): recorded for path, recorded in outputs.items()}):
-            logits = call(foreign, trunk_output.x)
-        for path, recorded in outputs.items():
-            if _versions(recorded) != versions[path]:
-                raise InputError(f"{foreign.name}: changes the output of {path!r} in place after the split, so "
-                                 "branches cannot share it; split elsewhere")  # fmt: skip
-        return logits
-
-
-def _one_graph_cannot() -> None:
-    if torch.compiler.is_compiling():
-        torch._dynamo.graph_break("stages of somebody else's network are read by hooks, which no graph can hold; "
-                                  "compile without fullgraph=True")  # fmt: skip
-
-
-class Holder(nn.Module):
-    """What a container of modules holds itself: its very own tensors, without the modules."""
-
-    def __init__(self, container: nn.Module) -> None:
-        super().__init__()
-        self._parameters, self._buffers = container._parameters, container._buffers
-        self._non_persistent_buffers_set = container._non_persistent_buffers_set
-
-
 class _Reached(Exception):
     """Carries a stage's output out of a network."""
 
     def __init__(self, output: Tensor) -> None:
         self.output = output
-
-
-@contextmanager
-def repeating(outputs: Mapping[nn.Module, list[Any]]) -> Iterator[None]:
-    """Inside, these modules return what they are told, call after call, and compute nothing."""
-    before = {module: vars(module).get("forward") for module in outputs}
-    try:
-        for module, recorded in outputs.items():
-            module.forward = partial(_next, iter(recorded))
-        yield
-    finally:
-        for module, forward in before.items():
-            del module.forward
-            if forward is not None:
-                module.forward = forward
-
-
-def _next(recorded: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
-    return next(recorded)
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
-def _versions(recorded: list[Any]) -> list[int]:
-    return [tensor._version for tensor in map(first_tensor, recorded) if tensor is not None]
 
 
 def _output_shape(structure: Structure, stage: str) -> torch.Size:

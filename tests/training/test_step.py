@@ -239,9 +239,9 @@ def test_any_number_of_workers_gives_the_same_bits(workers: int, monkeypatch: py
 
 
 def test_deal() -> None:
-    assert threads.deal([5, 5], 2) == [[0], [1]]
-    assert threads.deal([1, 9, 2, 3, 3], 2) == [[1], [0, 2, 3, 4]]
-    assert threads.deal([0, 0, 0, 0], 2) == [[0, 2], [1, 3]]
+    assert threads.assign([5, 5], 2) == [[0], [1]]
+    assert threads.assign([1, 9, 2, 3, 3], 2) == [[1], [0, 2, 3, 4]]
+    assert threads.assign([0, 0, 0, 0], 2) == [[0, 2], [1, 3]]
     assert flops(tiny(0), batch().inputs[0]) > flops(tiny(0, width=2), batch().inputs[0]) > 0
 
 

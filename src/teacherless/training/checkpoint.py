@@ -103,8 +103,8 @@ def read(folder: Path) -> tuple[State, Path, list[str]] | None:
 
 def steps(folder: Path) -> list[Path]:
     """The checkpoints of a folder, newest first."""
-    found = (p for p in folder.glob("*") if re.fullmatch(r"\d{10,}", p.name))  # ten digits, more from phase ten on
-    return sorted(found, key=lambda p: int(p.name), reverse=True)
+    folders = (p for p in folder.glob("*") if re.fullmatch(r"\d{10,}", p.name))  # ten digits, more from phase ten on
+    return sorted(folders, key=lambda p: int(p.name), reverse=True)
 
 
 class _Damaged(Exception):
@@ -127,9 +127,9 @@ def _read_one(path: Path) -> State:
         state = State(load(files["tensors.safetensors"]), json.loads(files["state.json"]))
     except (SafetensorError, ValueError, RecursionError) as error:
         raise _Damaged(f"is not readable: {error}") from None
-    found = state.values.get("format") if isinstance(state.values, dict) else None
-    if found != FORMAT:
-        raise InputError(f"{path}: found checkpoint format {short(found)}; this version reads {FORMAT}")
+    stored = state.values.get("format") if isinstance(state.values, dict) else None
+    if stored != FORMAT:
+        raise InputError(f"{path}: found checkpoint format {short(stored)}; this version reads {FORMAT}")
     return state
 
 
@@ -149,8 +149,8 @@ def random_state() -> State:
     kind, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
     version, numbers, gauss_next = random.getstate()
     assert kind == "MT19937"
-    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
-               "python": torch.tensor(numbers)}  # fmt: skip
+    words = torch.from_numpy(np.asarray(keys).astype(np.int64))
+    tensors = {"torch": torch.get_rng_state(), "numpy": words, "python": torch.tensor(numbers)}
     if torch.cuda.is_available():
         tensors |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     return State(tensors, {"numpy": [place, has_gauss, gauss], "python": [version, gauss_next]})
@@ -182,19 +182,14 @@ def unpack(state: State, name: str) -> State:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
-    """An optimizer's state dict, tensors and numbers apart."""
-    found = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for index, entries in found["state"].items():
-        for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}/{name}"] = value
-            else:
-                numbers[f"{index}/{name}"] = value
-    groups = [
-        {k: v.item() if isinstance(v, Tensor) else v for k, v in group.items()} for group in found["param_groups"]
-    ]
+    """An optimizer's state dict: its tensors, and its numbers."""
+    state = optimizer.state_dict()
+    entries = {f"{index}/{name}": x for index, each in state["state"].items() for name, x in each.items()}
+    tensors = {name: x for name, x in entries.items() if isinstance(x, Tensor)}
+    numbers = {name: x for name, x in entries.items() if name not in tensors}
+    groups = [dict(group) for group in state["param_groups"]]
+    for group in groups:
+        group |= {name: x.item() for name, x in group.items() if isinstance(x, Tensor)}
     return State(tensors, {"numbers": numbers, "groups": groups})
 
 

@@ -7,7 +7,7 @@ epochs or few images is not said.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -30,6 +30,10 @@ COARSE = 10.0  # points: a validation set that shows no smaller difference choos
 SPREADS = 2.8  # standard errors: what a test at 5 % sees four times in five, 1.96 + 0.84
 
 
+Findings = Iterator[tuple[str, str, str]]
+LOWER_RATE = "a lower --lr, some --warmup-epochs, or --clip-grad 1"
+
+
 class Record(NamedTuple):
     """What a run recorded."""
 
@@ -49,14 +53,15 @@ class Record(NamedTuple):
 
     def column(self, key: str) -> list[float]:
         """`train/nll` or another metric of every epoch, the mean over students; of epochs that have it."""
-        each = [[line[f"{key}/{name}"] for name in self.students if line.get(f"{key}/{name}") is not None]
-                for line in self.lines]  # fmt: skip
+        keys = [f"{key}/{name}" for name in self.students]
+        each = [[line[k] for k in keys if line.get(k) is not None] for line in self.lines]
         return [sum(values) / len(values) for values in each if values]
 
 
 def examine(run: Record) -> list[Finding]:
     """All findings, what spoils most first."""
-    return [found for check in CHECKS for found in check(run)]
+    told = [each for check in CHECKS for each in check(run)]
+    return [{"finding": finding, "evidence": evidence, "advice": advice} for finding, evidence, advice in told]
 
 
 def listening(method: Method, students: Collection[str]) -> Tensor | None:
@@ -70,8 +75,8 @@ def listening(method: Method, students: Collection[str]) -> Tensor | None:
 def frozen_norms(students: Mapping[str, nn.Module]) -> list[str]:
     """The students with a batch norm that is in evaluation mode."""
     kind = nn.modules.batchnorm._BatchNorm
-    return [name for name, net in students.items()
-            if any(isinstance(layer, kind) and not layer.training for layer in net.modules())]  # fmt: skip
+    norms = {name: [each for each in net.modules() if isinstance(each, kind)] for name, net in students.items()}
+    return [name for name, layers in norms.items() if not all(layer.training for layer in layers)]
 
 
 def same_views(method: Method, batch: Batch) -> bool:
@@ -82,16 +87,14 @@ def same_views(method: Method, batch: Batch) -> bool:
     return all(isinstance(view, Tensor) and torch.equal(first, view) for view in others)
 
 
-# The checks ----------------------------------------------------------------------------------------------------------
+# The checks: what is wrong, how that is known, what to try ----------------------------------------------------------
 
 
-def exploded(run: Record) -> Iterator[Finding]:
+def exploded(run: Record) -> Findings:
     """Cross-entropy far above chance, or that rises again, or a network that says one thing of all images."""
-    advice = "a lower --lr, some --warmup-epochs, or --clip-grad 1"
     dead = [name for name in run.students if run.logits and constant(run.logits[name])]
     if dead:
-        evidence = f"{', '.join(dead)}: the same logits for every validation image"
-        yield {"finding": "a network is dead", "evidence": evidence, "advice": advice}
+        yield "a network is dead", f"{', '.join(dead)}: the same logits for every validation image", LOWER_RATE
         return
     classes = max((z.shape[1] for z in run.logits.values()), default=None)
     for name in run.students:
@@ -101,35 +104,32 @@ def exploded(run: Record) -> Iterator[Finding]:
             if (classes and value > 2 * math.log(classes)) or value > max(3 * least, 0.5):
                 before = "" if math.isinf(least) else f", after {least:.2f}"
                 evidence = f"{name}'s cross-entropy in training was {value:.2f} in epoch {epoch + 1}{before}"
-                yield {"finding": "training broke down", "evidence": evidence, "advice": advice}
+                yield "training broke down", evidence, LOWER_RATE
                 break
 
 
-def left(run: Record) -> Iterator[Finding]:
+def left(run: Record) -> Findings:
     """Peers that are not finite."""
     if run.left:
-        yield {"finding": "the others went on without a peer",
-               "evidence": f"{run.left}: not in their mean, not shipped",
-               "advice": "a lower --lr, or --clip-grad 1"}  # fmt: skip
+        evidence = f"{run.left}: not in their mean, not shipped"
+        yield "the others went on without a peer", evidence, "a lower --lr, or --clip-grad 1"
 
 
-def frozen(run: Record) -> Iterator[Finding]:
+def frozen(run: Record) -> Findings:
     """Batch norm in evaluation mode."""
     if run.frozen:
-        yield {"finding": "batch norm did not train",
-               "evidence": f"{', '.join(run.frozen)}: batch norm was in evaluation mode while the run trained",
-               "advice": "call train() on the whole method, unless it is frozen on purpose"}  # fmt: skip
+        evidence = f"{', '.join(run.frozen)}: batch norm was in evaluation mode while the run trained"
+        yield "batch norm did not train", evidence, "call train() on the whole method, unless it is frozen on purpose"
 
 
-def identical_views(run: Record) -> Iterator[Finding]:
+def identical_views(run: Record) -> Findings:
     """There is nothing to agree on."""
     if run.same_views:
-        yield {"finding": "the views are identical",
-               "evidence": "in the first batch all views of every image are equal",
-               "advice": "draw the distortion of each view anew"}  # fmt: skip
+        evidence = "in the first batch all views of every image are equal"
+        yield "the views are identical", evidence, "draw the distortion of each view anew"
 
 
-def size_of_mimicry(run: Record) -> Iterator[Finding]:
+def size_of_mimicry(run: Record) -> Findings:
     """What is not cross-entropy, beside cross-entropy, over the whole training."""
     labels = taught = 0.0
     names: set[str] = set()
@@ -141,33 +141,36 @@ def size_of_mimicry(run: Record) -> Iterator[Finding]:
             taught += sum(others.values())
     if not names or not labels or 1 / FAR <= (ratio := abs(taught / labels)) <= FAR:
         return
-    large = ratio > FAR
-    size = f"{ratio:,.0f} times larger" if large else f"{1 / ratio:,.0f} times smaller" if ratio else "0: smaller"
-    yield {"finding": f"{' + '.join(sorted(names))} {'drowns the labels' if large else 'hardly counts'}",
-           "evidence": f"over the whole training it was {size} than cross-entropy",
-           "advice": f"a {'smaller' if large else 'larger'} weight (--set), and `teacherless explain`"}  # fmt: skip
+    if ratio > FAR:
+        verdict, size, weight = "drowns the labels", f"{ratio:,.0f} times larger", "smaller"
+    else:
+        smaller = f"{1 / ratio:,.0f} times smaller" if ratio else "0: smaller"
+        verdict, size, weight = "hardly counts", smaller, "larger"
+    evidence = f"over the whole training it was {size} than cross-entropy"
+    yield f"{' + '.join(sorted(names))} {verdict}", evidence, f"a {weight} weight (--set), and `teacherless explain`"
 
 
-def collapsed(run: Record) -> Iterator[Finding]:
+def collapsed(run: Record) -> Findings:
     """Peers that say the same teach each other nothing."""
     for a, b in combinations([name for name in run.students if name in run.logits], 2):
         z = torch.stack([run.logits[a], run.logits[b]])
-        apart = float((losses.log_probs(z[0]).exp() - losses.log_probs(z[1]).exp()).abs().sum(1).mean()) / 2
+        p, q = losses.log_probs(z).exp()
+        distance = float((p - q).abs().sum(1).mean()) / 2
         guess = predicted(z)
         wrong = (guess != run.labels).any(0)
         errors, same = int(wrong.sum()), int((guess[0] == guess[1])[wrong].sum())
-        if apart < ALIKE:
-            evidence = f"on validation the probabilities of {a} and {b} differ by {apart:.1g} in the mean"
+        if distance < ALIKE:
+            evidence = f"on validation the probabilities of {a} and {b} differ by {distance:.1g} in the mean"
         elif errors >= ERRORS and same >= SAME_ERRORS * errors:
             evidence = f"of {errors} validation images that {a} or {b} gets wrong, both take {same} for the same class"
         else:
             continue
-        yield {"finding": "peers have collapsed into each other", "evidence": evidence,
-               "advice": "let them start apart, see other views (--set views=2), or mimic less"}  # fmt: skip
+        advice = "let them start apart, see other views (--set views=2), or mimic less"
+        yield "peers have collapsed into each other", evidence, advice
         return
 
 
-def weak_peer(run: Record) -> Iterator[Finding]:
+def weak_peer(run: Record) -> Findings:
     """A strong student that learns from a much weaker one."""
     if run.listening is None or not run.logits:
         return
@@ -175,46 +178,46 @@ def weak_peer(run: Record) -> Iterator[Finding]:
     for strong, weak in run.listening.nonzero().tolist():
         spread = math.sqrt(sum(_variance(top1[i], len(run.labels)) for i in (strong, weak)))
         if top1[strong] - top1[weak] > max(GAP, 3 * spread) and 100 - top1[weak] > 2 * (100 - top1[strong]):
-            yield {"finding": "a weak peer drags a strong one",
-                   "evidence": f"{run.students[strong]} ({top1[strong]:.1f} % on validation) learns from "
-                               f"{run.students[weak]} ({top1[weak]:.1f} %)",
-                   "advice": "--set topology=weak-to-strong, the strongest last; or peers alike"}  # fmt: skip
+            learner = f"{run.students[strong]} ({top1[strong]:.1f} % on validation)"
+            evidence = f"{learner} learns from {run.students[weak]} ({top1[weak]:.1f} %)"
+            advice = "--set topology=weak-to-strong, the strongest last; or peers alike"
+            yield "a weak peer drags a strong one", evidence, advice
             return
 
 
-def unlearned_classes(run: Record) -> Iterator[Finding]:
+def unlearned_classes(run: Record) -> Findings:
     """Classes that nobody gets right, and classes that only the ensemble does."""
-    usual = max((run.top1(name) for name in run.students if run.logits), default=0.0)
+    top1 = max((run.top1(name) for name in run.students if run.logits), default=0.0)
     images = run.labels.long().bincount()
-    if usual * len(images) < 200:  # twice chance: less is no sign of a class
+    if top1 * len(images) < 200:  # twice chance: less is no sign of a class
         return
-    right = {name: 100 * run.labels[predicted(z) == run.labels].bincount(minlength=len(images)) / images
-             for name, z in run.logits.items()}  # fmt: skip
-    best = torch.stack([right[name] for name in run.students]).amax(0)
-    together = right.get("ensemble", best).maximum(best)
+    right = {name: run.labels[predicted(z) == run.labels] for name, z in run.logits.items()}
+    percent = {name: 100 * each.bincount(minlength=len(images)) / images for name, each in right.items()}
+    best = torch.stack([percent[name] for name in run.students]).amax(0)
+    ensemble = percent.get("ensemble", best).maximum(best)
     for kind, those, advice in (
-        ("no student learns", together <= 0.1 * usual, "list data (its images, its labels), or --balanced-sampler"),
-        ("only the ensemble learns", (together >= 40) & (best <= together / 2), "ship the ensemble, or more epochs"),
+        ("no student learns", ensemble <= 0.1 * top1, "list data (its images, its labels), or --balanced-sampler"),
+        ("only the ensemble learns", (ensemble >= 40) & (best <= ensemble / 2), "ship the ensemble, or more epochs"),
     ):
         classes = (those & (images >= FEW)).nonzero().flatten().tolist()
         if classes:
-            more = f" (and {len(classes) - 1} more)" if classes[1:] else ""
-            first = classes[0]
-            evidence = (f"of {int(images[first])} validation images, the best student gets {float(best[first]):.0f} % "
-                        f"right, all together {float(together[first]):.0f} %")  # fmt: skip
+            first, *others = classes
+            more = f" (and {len(others)} more)" if others else ""
             name = run.classes[first] if run.classes else first
-            yield {"finding": f"{kind} class {name}{more}", "evidence": evidence, "advice": advice}
+            one, all_ = (f"{float(share[first]):.0f} %" for share in (best, ensemble))
+            scores = f"the best student gets {one} right, all together {all_}"
+            yield f"{kind} class {name}{more}", f"of {int(images[first])} validation images, {scores}", advice
 
 
-def small_validation(run: Record) -> Iterator[Finding]:
+def small_validation(run: Record) -> Findings:
     """Too few images to choose a student, an epoch or a setting by."""
     if run.logits and (least := visible(max(run.top1(name) for name in run.students), len(run.labels))) > COARSE:
-        yield {"finding": "the validation set is too small to choose by",
-               "evidence": f"on {len(run.labels)} images a difference under {least:.0f} points is chance",
-               "advice": "a larger --val-fraction, or compare over several seeds"}  # fmt: skip
+        evidence = f"on {len(run.labels)} images a difference under {least:.0f} points is chance"
+        advice = "a larger --val-fraction, or compare over several seeds"
+        yield "the validation set is too small to choose by", evidence, advice
 
 
-def undertrained(run: Record) -> Iterator[Finding]:
+def undertrained(run: Record) -> Findings:
     """Still improving when it ended: validation accuracy in the last fifth of the epochs against the fifth before."""
     top1, nll, fifth = run.column("val/top1"), run.column("val/nll"), len(run.lines) // 5
     if not fifth or len(top1) != len(run.lines):
@@ -222,16 +225,23 @@ def undertrained(run: Record) -> Iterator[Finding]:
     before, last = (sum(part) / fifth for part in (top1[-2 * fifth : -fifth], top1[-fifth:]))
     noise = 2 * math.sqrt(_variance(last, len(run.labels)) / len(run.students))
     if last - before > max(1.0, noise) and nll[-1] < 1.02 * min(nll):
-        yield {"finding": "training ended too early",
-               "evidence": f"validation accuracy rose from {before:.1f} to {last:.1f} % in the last {fifth} of "
-                           f"{len(top1)} epochs",
-               "advice": "more --epochs, before any other change: plain gains from them too"}  # fmt: skip
+        rise = f"validation accuracy rose from {before:.1f} to {last:.1f} %"
+        evidence = f"{rise} in the last {fifth} of {len(top1)} epochs"
+        yield "training ended too early", evidence, "more --epochs, before any other change: plain gains from them too"
 
 
-CHECKS: tuple[Callable[[Record], Iterable[Finding]], ...] = (
-    left, exploded, frozen, identical_views, size_of_mimicry, collapsed, weak_peer, unlearned_classes, undertrained,
+CHECKS: tuple[Callable[[Record], Findings], ...] = (
+    left,
+    exploded,
+    frozen,
+    identical_views,
+    size_of_mimicry,
+    collapsed,
+    weak_peer,
+    unlearned_classes,
+    undertrained,
     small_validation,
-)  # fmt: skip
+)
 
 
 def visible(top1: float, images: int) -> float:

@@ -49,9 +49,9 @@ class Average:
 
 def averaged_tensors(method: Method) -> dict[str, Tensor]:
     """Every parameter and every running mean and variance, once each, detached: the same memory, no gradients."""
-    found = {name: parameter.detach() for name, parameter in method.named_parameters()}
+    tensors = {name: parameter.detach() for name, parameter in method.named_parameters()}
     for path, module in method.named_modules():
         if isinstance(module, _NormBase):
             buffers = dict(module.named_buffers(prefix=path))
-            found |= {name: buffer for name, buffer in buffers.items() if buffer.is_floating_point()}
-    return found
+            tensors |= {name: buffer for name, buffer in buffers.items() if buffer.is_floating_point()}
+    return tensors

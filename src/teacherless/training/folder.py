@@ -21,9 +21,8 @@ def open_folder(out: Path, resume: bool = False) -> Path:
         if (out / "summary.json").exists():
             raise InputError(f"--out: {str(out)!r} holds a finished run; choose another folder")
         if (out / "run.json").exists():
-            raise InputError(
-                f"--out: {str(out)!r} holds an unfinished run; go on with --resume, or choose another folder"
-            )
+            hint = "go on with --resume, or choose another folder"
+            raise InputError(f"--out: {str(out)!r} holds an unfinished run; {hint}")
         if out.is_dir() and any(out.iterdir()):
             raise InputError(f"--out: {str(out)!r} is not empty; choose a new or empty folder")
     elif out.is_dir() and any(out.iterdir()) and not (out / "run.json").exists() and not (out / ".lock").exists():

@@ -24,7 +24,6 @@ from teacherless.training.loop import Training
 from teacherless.training.record import Line
 from teacherless.training.settings import Settings, SettingsDict, read
 from teacherless.training.step import pick_device
-from teacherless.training.stop import Signals
 from teacherless.training.summary import Search, summarise
 
 UNREADABLE = "unreadable.txt"  # in a run's folder: the files of its data that could not be read
@@ -95,8 +94,10 @@ def train(
         device = pick_device(chosen.device)
         pairs = ((train_data, method.wants), (val_data, Wants()), (test_data, Wants()))
         dtype = next((p.dtype for p in method.parameters() if p.is_floating_point()), None)
-        data = [None if found is None else as_loader(found, wants, device, dtype=dtype, train=found is train_data)
-                for found, wants in pairs]  # fmt: skip
+        data = [
+            None if each is None else as_loader(each, wants, device, dtype=dtype, train=each is train_data)
+            for each, wants in pairs
+        ]
         own = method.smoothing
         method.smoothing = chosen.smoothing or own
         try:
@@ -128,8 +129,8 @@ def to_the_end(
         _list_unreadable(training, out, about)
         training.recorder.rewrite()
         try:
-            with Signals() as signals:
-                training.loop(signals)
+            with training.signals:
+                training.loop()
                 return _finish(training, about)
         except Diverged:
             checkpoint.go_back(out / "checkpoints", training.sound)
@@ -139,18 +140,10 @@ def to_the_end(
 def _run_json(training: Training, about: About) -> dict[str, Any]:
     teacher = getattr(training.method, "teacher", None)
     versions = {"teacherless": teacherless.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    return {
-        "versions": versions,
-        "commit": _commit(),
-        "device": str(training.device),
-        "threads": torch.get_num_threads(),
-        **training.engine.about(),
-        "data": about.data,
-        "teacher": state_hash(teacher.net) if isinstance(teacher, Frozen) else None,
-        "init": about.init,
-        "epochs": training.all_epochs,
-        "settings": training.settings.model_dump(mode="json"),
-    }
+    machine = {"device": str(training.device), "threads": torch.get_num_threads(), **training.engine.about()}
+    weights = {"teacher": state_hash(teacher.net) if isinstance(teacher, Frozen) else None, "init": about.init}
+    settings = {"epochs": training.all_epochs, "settings": training.settings.model_dump(mode="json")}
+    return {"versions": versions, "commit": _commit(), **machine, "data": about.data, **weights, **settings}
 
 
 # Going on -------------------------------------------------------------------------------------------------------------
@@ -177,10 +170,10 @@ def _resume(training: Training, out: Path, now: dict[str, Any], about: About, an
 
 def _take_up(training: Training, out: Path) -> Path | None:
     """Restore the newest whole checkpoint; returns its folder, or None where there is none. Raises: InputError."""
-    found = checkpoint.read(out / "checkpoints")
-    if found is None:
+    newest = checkpoint.read(out / "checkpoints")
+    if newest is None:
         return None
-    state, path, complaints = found
+    state, path, complaints = newest
     for line in complaints:
         training.say(line)
     schemas.check(state.values, schemas.STATE, path)
@@ -232,13 +225,8 @@ def _as_finished(training: Training, out: Path, summary: dict[str, Any], about: 
 
 def _finish(training: Training, about: About) -> Result:
     """Evaluate what is shipped; write students and summary. The summary comes last: it says that all is there."""
-    head = {
-        "method": method_name(training.method),
-        "data": about.data.get("name"),
-        "seed": training.settings.seed,
-        "epochs": training.all_epochs,
-        "steps": training.step,
-    }
+    head = {"method": method_name(training.method), "data": about.data.get("name"), "seed": training.settings.seed}
+    head |= {"epochs": training.all_epochs, "steps": training.step}
     summary, guesses = summarise(training, head, about.search, about.student.get("classes", ()))
     if out := training.out:
         if count := _list_unreadable(training, out, about):
@@ -274,9 +262,8 @@ def _commit() -> str | None:
     here = Path(teacherless.__file__).resolve().parent
     command = ["git", "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        root, commit = subprocess.run(
-            command, cwd=here, capture_output=True, encoding="utf-8", check=True
-        ).stdout.splitlines()
+        done = subprocess.run(command, cwd=here, capture_output=True, encoding="utf-8", check=True)
+        root, commit = done.stdout.splitlines()
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
     return commit if Path(root) / "src" / "teacherless" == here else None

@@ -48,11 +48,12 @@ class Training:
         quiet: bool = False,
     ) -> None:
         if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-            raise InputError(f"WORLD_SIZE: found {os.environ['WORLD_SIZE']} (torchrun); every process would train a "
-                             "copy of its own: start one, or write a loop with DistributedDataParallel around the "
-                             "method")  # fmt: skip
+            why = "every process would train a copy of its own"
+            hint = "start one, or write a loop with DistributedDataParallel around the method"
+            raise InputError(f"WORLD_SIZE: found {os.environ['WORLD_SIZE']} (torchrun); {why}: {hint}")
         self.method, self.data, self.val, self.settings, self.out = method, data, val, settings, out
         self.test: Any = None
+        self.signals = Signals()  # ask for nothing until they are entered
         self.on_epoch: Callable[[Line], bool | None] | None = None
         self.enough = False  # on_epoch said so
         self.device = pick_device(settings.device)
@@ -96,7 +97,7 @@ class Training:
         """Epochs of all phases."""
         return self.epochs * len(self.method.phases)
 
-    def loop(self, signals: Signals | None = None) -> None:
+    def loop(self) -> None:
         """All phases, all epochs, all batches, from wherever the state stands."""
         if self.engine.refused:
             self.say(f"--amp: {NO_BF16}; --amp-anyway trains in bf16 all the same")
@@ -104,8 +105,8 @@ class Training:
             try:
                 while True:
                     while self.epoch < self.epochs and not self.enough:
-                        self._train_epoch(signals)
-                        self._end_epoch(signals)
+                        self._train_epoch()
+                        self._end_epoch()
                     if self.enough or self.phase + 1 == len(self.method.phases):
                         break
                     self._take_what_counts()
@@ -118,12 +119,12 @@ class Training:
                 self.save()
             self._take_what_counts()
 
-    def _train_epoch(self, signals: Signals | None) -> None:
+    def _train_epoch(self) -> None:
         """The batches that are left of an epoch."""
         self.method.train()
         self.recorder.start()
         total = self.steps or self.epochs * (self.per_epoch or 1)
-        for batch in self._batches(signals):
+        for batch in self._batches():
             if self.step == 0:
                 self._check_first(batch)
                 self.same_views |= doctor.same_views(self.method, batch)
@@ -135,19 +136,19 @@ class Training:
             self.recorder.step(output, batch.labels)
             self.progress.step.add_(1)
             self.step, self.batch = self.step + 1, self.batch + 1
-            if signals and signals.asked:
-                self._stop(signals.asked)
+            if self.signals.asked:
+                self._stop(self.signals.asked)
             if self.out and self.every.due(self.step, None):
                 self.save()
         if self.out and self.step == self.steps and self.batch != self.per_epoch:
             self.save()  # a run that is given more steps goes on from here
 
-    def _end_epoch(self, signals: Signals | None) -> None:
+    def _end_epoch(self) -> None:
         """An epoch's evaluation, its line, its checkpoint."""
         self.progress.epoch.add_(1)
         self.recorder.stop()
         self._see_who_left()
-        values = self._evaluate(signals)
+        values = self._evaluate()
         named: dict[str, Any] = {"phase": self.method.phase} if self.method.phase else {}
         named |= {"left": self.left} if self.left else {}
         lr = float(self.optimizer.param_groups[0]["lr"])
@@ -158,12 +159,12 @@ class Training:
         if not self._over({name for name, each in values.items() if not math.isfinite(each["nll"])}):
             self.sound = self._number()
         self.epoch_random = checkpoint.random_state()
-        if signals and signals.asked:
-            self._stop(signals.asked)
+        if self.signals.asked:
+            self._stop(self.signals.asked)
         if self.out and self.every.due(0, self.epoch):
             self.save()
 
-    def _batches(self, signals: Signals | None) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[Batch]:
         """The epoch's batches from where it stands. A user's loader may draw from the global generators: it is asked
         again from the epoch's first state, and what it gave already is passed over."""
         epoch = self.phase * self.epochs + self.epoch  # a phase does not see what the one before it saw
@@ -173,15 +174,15 @@ class Training:
         batches: Iterator[Batch] = iter(self.data.epoch(epoch, self.batch))
         if self.batch:
             checkpoint.set_random_state(now)
-        if signals and isinstance(self.data, Loader):  # a user's may be drawing from the generators that are saved
-            batches = signals.between(batches)
+        if isinstance(self.data, Loader):  # a user's may be drawing from the generators that are saved
+            batches = self.signals.between(batches)
         return itertools.islice(batches, self.steps and self.steps - self.step)
 
-    def _evaluate(self, signals: Signals | None) -> dict[str, dict[str, float]]:
+    def _evaluate(self) -> dict[str, dict[str, float]]:
         """Every student's metrics on validation, the averaged weights' where there are any; the best is kept."""
         if self.val is None:
             return {}
-        at_once = signals.at_once() if signals and isinstance(self.val, Loader) else contextlib.nullcontext()
+        at_once = self.signals.at_once() if isinstance(self.val, Loader) else contextlib.nullcontext()
         with self.average or contextlib.nullcontext():
             with at_once:
                 values = evaluate(self.students, self.val.epoch(0))
@@ -245,8 +246,8 @@ class Training:
                     size = len(batch.labels)
                     raise InputError(f"{name}: found {list(logits.shape)}; must return logits, [{size}, classes]")
                 if high >= logits.shape[1] or low < 0:
-                    found = high if low >= 0 else low
-                    raise InputError(f"data: found class {found}; {name} has {logits.shape[1]} outputs")
+                    bad = high if low >= 0 else low
+                    raise InputError(f"data: found class {bad}; {name} has {logits.shape[1]} outputs")
                 outputs.append(logits.shape[1])
         for loader in (self.data, self.val, self.test):
             if isinstance(loader, Adapted):
@@ -257,8 +258,8 @@ class Training:
     def state(self) -> checkpoint.State:
         """Everything that decides the future."""
         best = self.best or (None, {})
-        values = {"step": self.step, "epoch": self.epoch, "batch": self.batch, "phase": self.phase, "best": best[0],
-                  "sound": self.sound, "same_views": self.same_views}  # fmt: skip
+        values = {"step": self.step, "epoch": self.epoch, "batch": self.batch, "phase": self.phase, "best": best[0]}
+        values |= {"sound": self.sound, "same_views": self.same_views}
         return checkpoint.pack(
             loop=checkpoint.State({}, values),
             method=checkpoint.State(self.method.state_dict(), {}),

@@ -29,9 +29,9 @@ def again(students: Mapping[str, nn.Module], test: Any) -> dict[str, Tensor]:
     return of(*predict(students, test.epoch(0))) if test else {}
 
 
-def write(folder: Path, found: Mapping[str, Tensor]) -> dict[str, str]:
+def write(folder: Path, classes: Mapping[str, Tensor]) -> dict[str, str]:
     """The file, if there is anything to write, and its SHA-256."""
-    return {FILE: disk.write(folder / FILE, save(dict(found)))} if found else {}
+    return {FILE: disk.write(folder / FILE, save(dict(classes)))} if classes else {}
 
 
 def read(folder: Path, files: Mapping[str, str]) -> dict[str, Tensor] | None:

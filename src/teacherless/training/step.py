@@ -42,10 +42,10 @@ def train_step(
             out = method(batch, progress._replace(turn=turn))
         out.loss.backward()  # type: ignore[no-untyped-call]
         if clip is not None:
-            together: dict[Any, list[Tensor]] = {}  # per student: a peer's clipping must not depend on its peers
+            by_student: dict[Any, list[Tensor]] = {}  # a peer's clipping must not depend on its peers
             for number, group in enumerate(optimizer.param_groups):
-                together.setdefault(group.get("name", number), []).extend(group["params"])
-            for params in together.values():
+                by_student.setdefault(group.get("name", number), []).extend(group["params"])
+            for params in by_student.values():
                 torch.nn.utils.clip_grad_norm_(params, clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)  # None, not zero: momentum must not move who did not learn
@@ -76,9 +76,11 @@ def make_optimizer(
             raise InputError(f"--student: momentum is of sgd; the optimizer is {settings.opt}")
     groups = [{**group, **per_student.get(group["name"], {})} for group in groups]
     if settings.body_lr != 1:
-        slow = [{**group, "params": [p for p in group["params"] if id(p) in body],
-                 "lr": settings.body_lr * group.get("lr", settings.lr)} for group in groups]  # fmt: skip
-        groups = [{**group, "params": [p for p in group["params"] if id(p) not in body]} for group in groups] + slow
+        heads = [{**group, "params": [p for p in group["params"] if id(p) not in body]} for group in groups]
+        bodies = [{**group, "params": [p for p in group["params"] if id(p) in body]} for group in groups]
+        for group in bodies:
+            group["lr"] = settings.body_lr * group.get("lr", settings.lr)
+        groups = heads + bodies
     params = [p for group in groups for p in group["params"]]
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)  # one kernel, not hundreds
     optimizer: torch.optim.Optimizer
@@ -97,11 +99,11 @@ def make_optimizer(
 
 def body(method: Method) -> set[int]:
     """The `id` of every parameter of a student that is not of its head, the last linear layer."""
-    found: set[int] = set()
+    ids: set[int] = set()
     for net in method.students().values():
         heads = [layer for layer in net.modules() if isinstance(layer, nn.Linear)][-1:]
-        found |= {id(p) for p in net.parameters()} - {id(p) for head in heads for p in head.parameters()}
-    return found
+        ids |= {id(p) for p in net.parameters()} - {id(p) for head in heads for p in head.parameters()}
+    return ids
 
 
 def rate(settings: Settings, step: int, per_epoch: int, total: int) -> float:
@@ -176,7 +178,7 @@ class Engine:
             raise InputError(f"--engine: found graph, but the device is {self.device.type}; it needs --device cuda")
         self.name = name
         if name == "auto":
-            sizes = {(_convolutions(net), _parameters(net)) for net in self.method.students().values()}
+            sizes = {_size(net) for net in self.method.students().values()}
             deep = len(sizes) == 1 and min(sizes)[0] >= 20
             even = threads.cores() >= 2 and len(self.method.students()) % threads.cores() == 0
             self.name = "threads" if even and deep and self.amp and not obstacle else "loop"
@@ -232,8 +234,9 @@ class Engine:
             return train_step(self.method, optimizer, batch, progress, self.clip, amp=self.amp)
 
         students = self.method.students()
-        apart = [] if self.method.shard(range(len(students)), lambda own: own) is None else list(students.values())
-        return Graph(one, optimizer, apart, draws=drawing_layer(self.method) is not None)
+        splits = self.method.shard(range(len(students)), lambda own: own) is not None
+        independent = list(students.values()) if splits else []
+        return Graph(one, optimizer, independent, draws=drawing_layer(self.method) is not None)
 
 
 def why_not_threads(method: Method, device: torch.device) -> str | None:
@@ -246,9 +249,7 @@ def why_not_threads(method: Method, device: torch.device) -> str | None:
     return f"{layer} draws random numbers, which would come in any order" if layer else None
 
 
-def _parameters(net: nn.Module) -> int:
-    return sum(p.numel() for p in net.parameters())
-
-
-def _convolutions(net: nn.Module) -> int:
-    return sum(isinstance(layer, nn.Conv2d) for layer in net.modules())
+def _size(net: nn.Module) -> tuple[int, int]:
+    """Convolutions and parameters."""
+    convolutions = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)]
+    return len(convolutions), sum(p.numel() for p in net.parameters())

@@ -60,32 +60,39 @@ def summarise(
             training.leave(bad, f"predictions of {', '.join(bad)} on {split} are not finite")
             return summarise(training, head, search, classes)  # the ensemble is of the others
         predicted.append((logits, labels, values))
-    (logits, labels, on_val), (tested, answers, on_test) = predicted
-    found = search(students) if search else {}
+    (logits, labels, on_val), (test_logits, test_labels, on_test) = predicted
+    ranks = search(students) if search else {}
 
     def row(name: str) -> dict[str, Any]:
-        tested = on_test.get(name, {})
-        return {"val_top1": on_val.get(name, {}).get("top1"),
-                **{f"test_{metric}": tested.get(metric) for metric in ("top1", "balanced", "nll", "ece")},
-                **{f"test_{metric}": value for metric, value in found.get(name, {}).items()}}  # fmt: skip
+        measured = {metric: on_test.get(name, {}).get(metric) for metric in ("top1", "balanced", "nll", "ece")}
+        tested = {f"test_{metric}": value for metric, value in (measured | ranks.get(name, {})).items()}
+        return {"val_top1": on_val.get(name, {}).get("top1"), **tested}
 
     dead = [name for name in students if on_val and constant(logits[name])]
     alive = [name for name in students if name not in dead] or list(students)
-    heard, left = doctor.listening(method, students), schemas.who_left(training.left)
-    record = doctor.Record(recorder.history, list(students), logits, labels, classes, heard, left,
-                           training.same_views, doctor.frozen_norms(students))  # fmt: skip
+    record = doctor.Record(
+        recorder.history,
+        list(students),
+        logits,
+        labels,
+        classes,
+        listening=doctor.listening(method, students),
+        left=schemas.who_left(training.left),
+        same_views=training.same_views,
+        frozen=doctor.frozen_norms(students),
+    )
     best = max(alive, key=lambda name: on_val[name]["top1"]) if on_val else alive[0]
+    params = {name: sum(p.numel() for p in net.parameters()) for name, net in training.students.items()}
     summary = {
         **head,
-        "students": {n: {"params": sum(p.numel() for p in s.parameters()), **row(n)}
-                     for n, s in training.students.items()},
-        "ensemble": row("ensemble") if ensemble or "ensemble" in found else None,
+        "students": {name: {"params": count, **row(name)} for name, count in params.items()},
+        "ensemble": row("ensemble") if ensemble or "ensemble" in ranks else None,
         "chosen": best,
         "doctor": doctor.examine(record),
         **({"left": training.left} if training.left else {}),
         **({"dead": dead} if dead else {}),  # they give every validation image the same logits
         "train_seconds": round(recorder.seconds, 3),
         "img_per_s": round(recorder.images / max(recorder.seconds, 1e-9), 1),
-    }  # fmt: skip
-    own = {name: each for name, each in tested.items() if name in students}
-    return summary, predictions.of(own, answers) if own else {}
+    }
+    own = {name: each for name, each in test_logits.items() if name in students}
+    return summary, predictions.of(own, test_labels) if own else {}

@@ -42,7 +42,7 @@ class Graph:
     Args:
         one: a step of the method.
         optimizer: of the phase.
-        apart: students that never wait for each other before the last of them has answered.
+        independent: students that never wait for each other before the last of them has answered.
         draws: a step draws random numbers.
         record: other than CUDA's, for tests.
     """
@@ -51,12 +51,13 @@ class Graph:
         self,
         one: One,
         optimizer: torch.optim.Optimizer,
-        apart: Sequence[nn.Module] = (),
+        independent: Sequence[nn.Module] = (),
         record: Record = record,
         *,
         draws: bool = False,
     ) -> None:
-        self.one, self.optimizer, self.apart, self.record, self.draws = one, optimizer, apart, record, draws
+        self.one, self.optimizer, self.independent, self.record = one, optimizer, independent, record
+        self.draws = draws
         self.steps = 0
         self.shapes: list[torch.Size] = []  # of the first batch
         self.given: list[Tensor] = []  # what a recorded step reads: at a fixed place
@@ -70,10 +71,10 @@ class Graph:
             self.shapes = [x.shape for x in given] if self.steps == 1 else self.shapes
             _rates_to_tensors(self.optimizer, batch.labels.device)
             return _aside(functools.partial(self.one, batch, progress), batch.labels.device)
-        usual = [x.shape for x in given] == self.shapes
-        if usual and not self.given:
+        fits = [x.shape for x in given] == self.shapes
+        if fits and not self.given:
             self._record(batch, progress)
-        if self.replay is None or not usual:
+        if self.replay is None or not fits:
             return self.one(batch, progress)
         for place, value in zip(self.given, given, strict=True):
             place.copy_(value)
@@ -81,13 +82,13 @@ class Graph:
         return self.output
 
     def _record(self, batch: Batch, progress: Progress) -> None:
-        fixed = Batch(tuple(mapped(Tensor.clone, x) for x in batch.inputs), batch.labels.clone(),
-                      None if batch.index is None else batch.index.clone())  # fmt: skip
+        inputs = tuple(mapped(Tensor.clone, x) for x in batch.inputs)
+        fixed = Batch(inputs, batch.labels.clone(), None if batch.index is None else batch.index.clone())
         now = Progress(progress.step.clone(), progress.epoch.clone(), progress.epochs.clone())
         self.given = _read(fixed, now)
 
         def work() -> Output:
-            with streams(self.apart):
+            with streams(self.independent):
                 return self.one(fixed, now)
 
         try:
@@ -96,23 +97,16 @@ class Graph:
             self.optimizer.zero_grad(set_to_none=True)
             reason = first_line(error.__context__ or error)
             if self.draws:
-                raise InputError(
-                    f"--engine: found graph, but the step cannot be recorded ({reason}); use --engine loop"
-                ) from None
+                why = f"the step cannot be recorded ({reason})"
+                raise InputError(f"--engine: found graph, but {why}; use --engine loop") from None
             warnings.warn(f"--engine graph: the step cannot be recorded ({reason}); it runs as by loop", stacklevel=2)
 
 
 def _read(batch: Batch, progress: Progress) -> list[Tensor]:
     """All that a step reads."""
+    inputs = [part for x in batch.inputs for part in leaves(x)]
     index = [] if batch.index is None else [batch.index]
-    return [
-        *(part for x in batch.inputs for part in leaves(x)),
-        batch.labels,
-        *index,
-        progress.step,
-        progress.epoch,
-        progress.epochs,
-    ]
+    return [*inputs, batch.labels, *index, progress.step, progress.epoch, progress.epochs]
 
 
 def _rates_to_tensors(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -147,10 +141,11 @@ def streams(students: Sequence[nn.Module]) -> Iterator[None]:
     if len(students) < 2:
         yield
         return
-    lanes = [torch.cuda.Stream() for _ in students]  # type: ignore[no-untyped-call]
-    for i, (student, lane) in enumerate(zip(students, lanes, strict=True)):
-        fork, join = lanes if i == 0 else [], lanes if i == len(lanes) - 1 else []
-        student.forward = functools.partial(_on, lane, student.forward, fork, join)
+    own = [torch.cuda.Stream() for _ in students]  # type: ignore[no-untyped-call]
+    for student, stream in zip(students, own, strict=True):
+        fork = own if student is students[0] else []
+        join = own if student is students[-1] else []
+        student.forward = functools.partial(_on, stream, student.forward, fork, join)
     try:
         yield
     finally:
@@ -158,12 +153,12 @@ def streams(students: Sequence[nn.Module]) -> Iterator[None]:
             del student.forward
 
 
-def _on(lane: Any, forward: Callable[[Tensor], Tensor], fork: Sequence[Any], join: Sequence[Any], x: Tensor) -> Tensor:
+def _on(own: Any, forward: Callable[[Tensor], Tensor], fork: Sequence[Any], join: Sequence[Any], x: Tensor) -> Tensor:
     main = torch.cuda.current_stream()
-    for each in fork:
-        each.wait_stream(main)
-    with torch.cuda.stream(lane):
-        found = forward(x)
-    for each in join:
-        main.wait_stream(each)
-    return found
+    for stream in fork:
+        stream.wait_stream(main)
+    with torch.cuda.stream(own):
+        logits = forward(x)
+    for stream in join:
+        main.wait_stream(stream)
+    return logits

@@ -87,9 +87,9 @@ class Threads:
     """
 
     def __init__(self, method: Method, batch: Batch) -> None:
-        few = mapped(lambda x: x[:2], batch.inputs[0])
-        costs = [flops(student, few) for student in method.students().values()]
-        self.assigned = deal(costs, min(len(costs), cores()))
+        two = mapped(lambda x: x[:2], batch.inputs[0])
+        costs = [flops(student, two) for student in method.students().values()]
+        self.assigned = assign(costs, min(len(costs), cores()))
         self.shared = ThreadExchange(self.assigned)
         self.parts = []
         for worker, students in enumerate(self.assigned):
@@ -120,7 +120,7 @@ class Threads:
         if before is not None and not torch.equal(before, torch.get_rng_state()):
             raise InputError("--engine: found threads, but a student's forward draws random numbers; use --engine loop")
         self.checked = True
-        return self._together([job.result() for job in jobs])
+        return self._merged([job.result() for job in jobs])
 
     def _work(self, one: Step, part: Method, optimizer: torch.optim.Optimizer, grad: bool) -> Output:
         try:
@@ -130,7 +130,7 @@ class Threads:
             self.shared.barrier.abort()
             raise
 
-    def _together(self, outputs: list[Output]) -> Output:
+    def _merged(self, outputs: list[Output]) -> Output:
         """Terms added up, students' logits in their order."""
         terms = {name: torch.stack([out.terms[name] for out in outputs]).sum() for name in outputs[0].terms}
         rows = [row for out in outputs for row in out.logits]
@@ -138,7 +138,7 @@ class Threads:
         return Output(terms, torch.stack([row for _, row in sorted(zip(order, rows, strict=True), key=lambda p: p[0])]))
 
 
-def deal(costs: Sequence[int], workers: int) -> list[list[int]]:
+def assign(costs: Sequence[int], workers: int) -> list[list[int]]:
     """Students to workers, dearest first, each to whoever has least to do. A rule of the costs alone."""
     assigned: list[list[int]] = [[] for _ in range(workers)]
     for student in sorted(range(len(costs)), key=lambda i: -costs[i]):

@@ -112,9 +112,12 @@ def train(
 
     tune_allocator()
     result = execute(run, out, resume=resume, anyway=resume_anyway, quiet=json)
+    from teacherless.runs import card
     from teacherless.study import report
 
     page = report.write_or_say(result.out) if result.out else None
+    if result.out:
+        card.write_all(result.out)
     if json:
         show.as_json({**result.summary, "out": result.out})
     elif result.out:

@@ -98,7 +98,7 @@ def test_onnx(run: Callable[[str], Path], tmp_path: Path, capsys: Shown, which: 
     words = ["--format", "onnx", "--dynamic-batch", "--which", which]
     found = export(run("dml"), tmp_path / "x", capsys, *words)
     assert 0 <= found["difference"] <= 1e-4 and found["agree"] == 1 and list(found["ms"]) == ["1", "7", "64"]
-    assert [file.name for file in sorted((tmp_path / "x").iterdir())] == ["config.json", "model.onnx"]
+    assert [file.name for file in sorted((tmp_path / "x").iterdir())] == ["README.md", "config.json", "model.onnx"]
 
 
 def test_what_predicts_something_else_is_not_kept(

@@ -20,6 +20,7 @@ from teacherless.files import disk, schemas
 from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
 from teacherless.runs.explain import lessons
+from teacherless.runs.merge import command_of
 from teacherless.study import plots, report
 from teacherless.study.charts import ticks
 from teacherless.study.churn import churn, often_wrong
@@ -253,7 +254,7 @@ def test_the_command_gives_the_same_settings(words: list[str]) -> None:
 
     asked = settings(words)
     stored = json.loads(json.dumps(asked.model_dump(mode="json")))
-    command = report._command(["train", stored["method"]], stored)
+    command = command_of(["train", stored["method"]], stored)
     assert settings(shlex.split(command)[1:]) == asked
 
 

@@ -73,6 +73,9 @@ class Config(TypedDict):
     std: NotRequired[list[Annotated[Number, Field(gt=0)]]]
 
 
+OF_DATA = ("classes", "input_size", "channels", "fit", "mean", "std")
+
+
 def _agrees(config: Config) -> Config:
     """The parts of a config fit each other."""
     arguments = config["arguments"]
@@ -256,6 +259,32 @@ class Failed(TypedDict):
     failed: str
 
 
+@with_config(OPEN)
+class Mean(TypedDict):
+    """A mean over seeds, in percent."""
+
+    seeds: int
+    mean: Number
+    std: Number | None
+
+
+@with_config(OPEN)
+class ComparedRow(TypedDict):
+    """A method's row of a comparison."""
+
+    student: Mean
+    verdict: str | None
+
+
+@with_config(OPEN)
+class Compared(TypedDict):
+    """compare.json, as much of it as a model card says."""
+
+    methods: dict[str, ComparedRow]
+    caveat: str
+
+
+COMPARED = TypeAdapter(Compared)
 STORED = TypeAdapter(Stored)
 SUMMARY = TypeAdapter(Annotated[Summary, AfterValidator(_is_measured)])
 LINE = TypeAdapter(Annotated[Line, AfterValidator(_has_numbers)])

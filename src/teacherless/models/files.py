@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from teacherless import models
 from teacherless.errors import InputError, names_code, unknown
 from teacherless.files import disk, schemas
 from teacherless.models.foreign import by_name
+from teacherless.models.foreign.wrapper import Foreign
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # what a student's folder holds
 _LEGAL = ("num_classes", "in_channels")  # arguments of every network
@@ -32,19 +33,27 @@ class Student(NamedTuple):
     config: dict[str, Any]
 
 
-def save_student(folder: Path, net: nn.Module, about: dict[str, Any]) -> dict[str, str]:
+def save_student(folder: Path | str, net: nn.Module, about: dict[str, Any]) -> dict[str, str]:
     """Write one student. `about` says what the data was: classes, input size, channels, mean, std.
 
     Returns: the SHA-256 of each file. Raises: InputError if one cannot be written.
     """
-    net, tensors = unwrapped(net), own_state(net)
+    folder, net, tensors = Path(folder), unwrapped(net), own_state(net)
     nameless = {"architecture": None, "class": f"{type(net).__module__}.{type(net).__qualname__}"}
     spec = dict(getattr(net, "spec", nameless))
-    config = {"architecture": spec.pop("architecture"), "arguments": spec, **about}
+    config = described(net, {"architecture": spec.pop("architecture"), "arguments": spec, **about})
     return {
         WEIGHTS: disk.write(folder / WEIGHTS, save(tensors, metadata={"format": "pt"})),
         CONFIG: disk.write_json(folder / CONFIG, config),
     }
+
+
+def described(net: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as it is written: of a network of timm it is timm's own, too."""
+    architecture = config["architecture"] or ""
+    if architecture.startswith("timm/") and isinstance(net, Foreign):
+        return {**config, **by_name.timm_config(net.net, config)}
+    return dict(config)
 
 
 def unwrapped(net: nn.Module) -> nn.Module:
@@ -79,7 +88,7 @@ def _inside(module: nn.Module) -> str | None:
     return "module" if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else None
 
 
-def load_student(folder: Path, net: nn.Module | None = None, *, trust_imports: bool = False) -> Student:
+def load_student(folder: Path | str, net: nn.Module | None = None, *, trust_imports: bool = False) -> Student:
     """Read one student; nothing is unpickled, and no code is imported that only the file names.
 
     Args:
@@ -89,6 +98,7 @@ def load_student(folder: Path, net: nn.Module | None = None, *, trust_imports: b
 
     Raises: InputError for anything that is not such a folder, and for tensors that do not fit the architecture.
     """
+    folder = Path(folder)
     file, config = folder / WEIGHTS, read_config(folder)
     if not file.is_file():
         raise InputError(f"{folder}: is not a student: {file.name} is missing")
@@ -103,6 +113,8 @@ def read_config(folder: Path) -> schemas.Config:
     config = schemas.read(folder / CONFIG, schemas.CONFIG)
     if config is None:
         raise InputError(f"{folder}: is not a student: {CONFIG} is missing")
+    if config["architecture"] and "pretrained_cfg" in config:  # timm's own format
+        config["architecture"] = f"timm/{config['architecture']}"
     return config
 
 

@@ -27,9 +27,9 @@ from teacherless.data.augment.distort import normalise
 from teacherless.errors import InputError, extra, first_line, unknown
 from teacherless.files import disk, schemas
 from teacherless.methods._parts import MeanProbability
-from teacherless.models.files import CONFIG, WEIGHTS, own_state
+from teacherless.models.files import CONFIG, WEIGHTS, described, own_state
 from teacherless.models.foreign.wrapper import Foreign
-from teacherless.runs import reread
+from teacherless.runs import card, reread
 from teacherless.runs.config import Run, as_given
 from teacherless.runs.execute import execute
 from teacherless.runs.results import source_of
@@ -137,9 +137,11 @@ def export(
     out = out or home / "export" / f"{name}-{format}{'-half' * half}"
     with disk.whole_folder(out) as part, tempfile.TemporaryDirectory() as work:
         _write(part / FILES[format], program, images, dynamic_batch, Path(work))
-        how = {"format": format, "which": name, "half": half, "images": "uint8 [B, H, W, C]" if stats else
-               "float32 [B, C, H, W]", "batch": "any" if len(sizes) > 1 else 1}  # fmt: skip
-        disk.write_json(part / CONFIG, {**config, "export": how})
+        about = {**described(net, config), "export": {
+            "format": format, "half": half, "batch": "any" if len(sizes) > 1 else 1,
+            "images": "uint8 [B, H, W, C]" if stats else "float32 [B, C, H, W]"}}  # fmt: skip
+        disk.write_json(part / CONFIG, about)
+        disk.write(part / card.NAME, card.text(folder, name, about))
         found, ms = _reread(part, format, images, sizes, Path(work), "net.net." if isinstance(net, Foreign) else "net.")
         difference, agree = _compared(expected, found, format, half)
         size = (part / FILES[format]).stat().st_size
@@ -161,8 +163,8 @@ def _chosen(
     if summary["ensemble"] is None:
         raise InputError(f"--which: {summary['method']} has no ensemble; it has {', '.join(stored.students)}")
     assert folder is not None
-    config = {**stored.students[stored.chosen].config, "architecture": None, "arguments": {"class": "ensemble"}}
-    config.pop("pretrained_cfg", None)
+    of = stored.students[stored.chosen].config
+    config = {key: of[key] for key in of if key in schemas.OF_DATA} | {"architecture": None, "arguments": {}}
     if summary["method"] == "dml":
         return MeanProbability(student.net for student in stored.students.values()), config
     return _with_helpers(folder, trust_imports), config

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +96,39 @@ def _pairs(texts: Iterable[str]) -> dict[str, str]:
             raise InputError(f"--set: found {text!r}; must be key=value")
         pairs[key] = value
     return pairs
+
+
+def command_of(words: Sequence[str], settings: Mapping[str, Any]) -> str:
+    """The command line that these settings come from, without what is the default anyway."""
+    found = ["teacherless", *words]
+    given = as_given(settings)
+    for key, value in given.items():
+        field, flag = Run.model_fields.get(key), "--" + key.replace("_", "-")
+        if key == "methods":
+            found += [flag, ",".join(value)]
+        elif key == "sizes":
+            found += ["--peers", f"{value[0]}..{value[-1]}"] if value else []
+        elif key in ("seeds", "sweep"):
+            found += [flag, str(value)]
+        elif key == "equal_compute":
+            found += [flag] if value else []
+        elif field and key != "method" and value != _plain(field.default):
+            found += _flag(flag, value)
+    return shlex.join(found)
+
+
+def _flag(flag: str, value: Any) -> Iterable[str]:
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag.removeprefix('--')}"]
+    if isinstance(value, dict):
+        return [part for key, each in value.items()
+                for part in (flag, f"{key}={each if isinstance(each, str) else json.dumps(each)}")]  # fmt: skip
+    if isinstance(value, list):
+        repeated = flag == "--student"
+        return [part for each in value for part in (flag, str(each))] if repeated else [flag, *map(str, value)]
+    return [flag, str(value)]
+
+
+def _plain(value: Any) -> Any:
+    """A default as it stands in JSON."""
+    return list(value) if isinstance(value, tuple) else value

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import math
-import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -24,6 +23,7 @@ from teacherless.files import disk, schemas
 from teacherless.methods import METHODS
 from teacherless.runs.config import Run, as_given
 from teacherless.runs.explain import lessons
+from teacherless.runs.merge import command_of
 from teacherless.study import show
 from teacherless.study.charts import COLOURS, Chart, Dot, Row, Series, graph, lines, rows, scatter
 from teacherless.training.settings import read
@@ -160,7 +160,7 @@ def _run(folder: Path) -> Page:
         figures=_figures(folder),
         settings=_shown(settings),
         data=_about_data(dict(stored)),
-        command=_command(["train", settings["method"]], settings) if "method" in settings else "",
+        command=command_of(["train", settings["method"]], settings) if "method" in settings else "",
     )
 
 
@@ -269,7 +269,7 @@ def _comparison(folder: Path) -> Page:
         figures=_figures(folder),
         settings=_shown(settings),
         data=_about_data(about),
-        command=_command(["compare"], settings),
+        command=command_of(["compare"], settings),
     )  # fmt: skip
 
 
@@ -488,39 +488,3 @@ def _about_data(stored: Mapping[str, Any]) -> dict[str, str]:
 
 def _number(value: float | None, form: str = "{:.2f}") -> str:
     return "" if value is None else form.format(value)
-
-
-def _command(words: Sequence[str], settings: Mapping[str, Any]) -> str:
-    """The command line that these settings come from, without what is the default anyway."""
-    found = ["teacherless", *words]
-    given = as_given(settings)
-    for key, value in given.items():
-        field, flag = Run.model_fields.get(key), "--" + key.replace("_", "-")
-        if key == "methods":
-            found += [flag, ",".join(value)]
-        elif key == "sizes":
-            found += ["--peers", f"{value[0]}..{value[-1]}"] if value else []
-        elif key in ("seeds", "sweep"):
-            found += [flag, str(value)]
-        elif key == "equal_compute":
-            found += [flag] if value else []
-        elif field and key != "method" and value != _plain(field.default):
-            found += _flag(flag, value)
-    return shlex.join(found)
-
-
-def _flag(flag: str, value: Any) -> Iterable[str]:
-    if isinstance(value, bool):
-        return [flag if value else f"--no-{flag.removeprefix('--')}"]
-    if isinstance(value, dict):
-        return [part for key, each in value.items()
-                for part in (flag, f"{key}={each if isinstance(each, str) else json.dumps(each)}")]  # fmt: skip
-    if isinstance(value, list):
-        repeated = flag == "--student"
-        return [part for each in value for part in (flag, str(each))] if repeated else [flag, *map(str, value)]
-    return [flag, str(value)]
-
-
-def _plain(value: Any) -> Any:
-    """A default as it stands in JSON."""
-    return list(value) if isinstance(value, tuple) else value

@@ -11,7 +11,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -125,6 +125,36 @@ def reads(architecture: str) -> dict[str, Any]:
             change = extra("torchvision", architecture).models.get_model_weights(name).DEFAULT.transforms()
             return {"size": change.crop_size[0], "mean": change.mean, "std": change.std, "fit": "crop"}
     return {}
+
+
+OF_ARCHITECTURE = ("fixed_input_size", "first_conv", "classifier")  # what timm knows of a network, whatever its weights
+
+
+def timm_config(net: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm's own config.json says of a network of its own, so that `timm.create_model("local-dir:FOLDER")` builds
+    it and reads images as it was trained to.
+
+    Args:
+        net: timm's network.
+        config: ours of it; what it says of the data goes over.
+    """
+    arguments, known = dict(config["arguments"]), dict(net.pretrained_cfg)  # type: ignore[arg-type]
+    classes, channels = arguments.pop("num_classes"), arguments.pop("in_channels")
+    arguments.pop("stages", None)
+    size = config.get("input_size", known["input_size"][1:])
+    fit = config.get("fit", "squash")
+    how = {"mean": config.get("mean"), "std": config.get("std"), "interpolation": "bilinear", "label_names":
+           config.get("classes"), "crop_mode": "squash" if fit == "squash" else "center",
+           "crop_pct": 0.875 if fit == "crop-0.875" else 1.0}  # fmt: skip
+    own = {key: known.get(key) for key in OF_ARCHITECTURE}
+    own |= {key: value for key, value in how.items() if value is not None}
+    return {
+        "architecture": config["architecture"].removeprefix("timm/").partition(".")[0],
+        "num_classes": classes,
+        "num_features": net.num_features,
+        "model_args": {"in_chans": channels, **arguments},
+        "pretrained_cfg": {**own, "num_classes": classes, "input_size": [channels, *size], "custom_load": False},
+    }
 
 
 def _imported(path: str, classes: int, channels: int, pretrained: bool, **kwargs: Any) -> nn.Module:

@@ -63,7 +63,7 @@ def run_cells(cells: Sequence[Cell], jobs: int, told: Told | None, then: str = "
     Args:
         cells: all of the comparison so far.
         jobs: how many at a time: in this process where that is 1, else in workers of joblib.
-        told: what a finished cell's line says; None shows nothing.
+        told: what is said of a finished cell; None shows nothing.
         then: what comes after these cells, said beside the time left.
 
     Returns: of each cell its summary, or `{"failed": why}`.

@@ -26,8 +26,11 @@ from teacherless.study import churn, outcome, report
 from teacherless.study.cells import Cell, run_cells
 from teacherless.study.outcome import Table
 from teacherless.study.sweep import choose, parse
+from teacherless.study.watch import Told
 from teacherless.training.lifecycle import UNREADABLE
 from teacherless.training.step import pick_device
+
+TOLD = Told("test", lambda cell, summary: outcome.one_network(cell.run, summary))
 
 
 def compare(
@@ -81,8 +84,8 @@ def compare(
     results = _run(cells, jobs, quiet, ", then plain for longer" if equal_compute else "")
     if equal_compute:
         more = _equal_compute(each["plain"], outcome.relative_costs(results), all_seeds, out)
-        results |= _run(more, jobs, quiet)
         cells += more
+        results = _run(cells, jobs, quiet)
     table = outcome.tabulate(cells, results)
     whole = [cell for cell in cells if "failed" not in results[cell.row, cell.run.seed]]
     source = load_source(whole[0].run, quiet=True) if whole else None
@@ -166,7 +169,7 @@ def _settings(template: Run, method: str, options: dict[str, Any]) -> Run:
 def _run(cells: Sequence[Cell], jobs: int, quiet: bool, then: str = "") -> dict[tuple[str, int], Table]:
     """Every cell's summary, or `{"failed": why}`; what is there already is not run again."""
     results = {}
-    for cell, done in zip(cells, run_cells(cells, jobs, None if quiet else _told, then), strict=True):
+    for cell, done in zip(cells, run_cells(cells, jobs, None if quiet else TOLD, then), strict=True):
         if "failed" not in done:
             try:
                 outcome.student_of(cell)
@@ -174,13 +177,6 @@ def _run(cells: Sequence[Cell], jobs: int, quiet: bool, then: str = "") -> dict[
                 done = {"failed": str(error)}
         results[cell.row, cell.run.seed] = done
     return results
-
-
-def _told(cell: Cell, summary: Table) -> str:
-    if "failed" in summary:
-        return f"failed: {summary['failed']}"
-    tested = outcome.one_network(cell.run, summary)
-    return f"{'no test set' if tested is None else f'{tested:.2f} % on test'}, {summary['train_seconds']:.1f} s"
 
 
 # Equal compute -------------------------------------------------------------------------------------------------------

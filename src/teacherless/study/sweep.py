@@ -15,6 +15,7 @@ from teacherless.errors import InputError, unknown
 from teacherless.files import schemas
 from teacherless.runs.config import Run
 from teacherless.study.cells import Cell, run_cells
+from teacherless.study.watch import Told
 from teacherless.training.settings import read
 
 SEEDS = range(1000, 1002)  # counted from the comparison's first
@@ -61,9 +62,8 @@ def choose(
         for method, run in runs.items()
         for value in values
     }
-    run_cells(
-        [cell for cells in trials.values() for cell in cells], jobs, None if quiet else _told, ", then the comparison"
-    )
+    told = None if quiet else Told("validation", _on_validation)
+    run_cells([cell for cells in trials.values() for cell in cells], jobs, told, ", then the comparison")
     found = {}
     for method in runs:
         scores = {value: _score(trials[method, value]) for value in values}
@@ -106,8 +106,7 @@ def _seconds(cell: Cell) -> float:
     return sum(float(line["seconds"]) for line in schemas.lines(cell.folder))
 
 
-def _told(cell: Cell, done: Mapping[str, Any]) -> str:
-    if "failed" in done:
-        return f"failed: {done['failed']}"
-    best = fmean(row["val_top1"] or 0.0 for row in schemas.staying(done).values())
-    return f"{best:.2f} % on validation, {done['train_seconds']:.1f} s"
+def _on_validation(cell: Cell, done: Mapping[str, Any]) -> float | None:
+    """Top-1, the mean over its students."""
+    known = [row["val_top1"] for row in schemas.staying(done).values() if row["val_top1"] is not None]
+    return fmean(known) if known else None

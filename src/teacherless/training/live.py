@@ -130,7 +130,6 @@ class Screen(View):
         self.over = threading.Event()
         self.thread = threading.Thread(target=seldom, args=(self.over, self.draw), daemon=True)
         self.live.start()
-        self.draw()
         self.thread.start()
 
     def show(self) -> None:
@@ -182,9 +181,10 @@ class Screen(View):
 
 def seldom(over: threading.Event, draw: Callable[[], None], least: float = OFTEN) -> None:
     """Call `draw` until `over` is set, so seldom that it takes a two-hundredth of the time; or until the terminal is
-    gone."""
+    gone. The first time, which imports what it needs, does not count."""
     pause = least
     with contextlib.suppress(OSError):
+        draw()
         while not over.wait(pause):
             began = time.thread_time()
             draw()

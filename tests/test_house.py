@@ -37,7 +37,9 @@ MAY: dict[str, set[str]] = {
     "runs.config": {"errors", "files", "runs.shrink", "training.settings"},
     "study": LOW | {"data", "evaluation", "files", "methods", "models", "runs", "training"},
     "study.statistics": {"errors"},
-    "study.plots": {"files", "study.statistics", "study.tables"},
+    "study.drawing": {"files"},
+    "study.plots": {"study.drawing", "study.statistics", "study.tables"},
+    "study.plots_of_networks": {"study.drawing", "study.flatness", "study.tables"},
 }
 
 

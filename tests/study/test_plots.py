@@ -13,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from teacherless.study import plots, statistics
+from teacherless.study import drawing, mistakes, plots, statistics
+from teacherless.study import plots_of_networks as of_networks
 from teacherless.study import tables as analysis
+from teacherless.study.flatness import Flatness
 
 METHODS = ["plain", "label-smoothing", "dml", "one", "ddgsd"]
 DIGITS = [str(i) for i in range(10)]
@@ -37,7 +39,7 @@ def per_seed() -> dict[str, dict[int, float]]:
     return {m: {s: 70 + gain[m] + shared[s] + g.normal(0, 0.15) for s in range(5)} for m in METHODS}
 
 
-def flat(width: float) -> analysis.Flatness:
+def flat(width: float) -> Flatness:
     scale = [0.1 * i for i in range(1, 11)]
     loss = [0.05 + (s / width) ** 2 for s in scale]
     return {
@@ -117,31 +119,30 @@ def all_figures() -> dict[str, Callable[[Path], list[Path]]]:
     features = {f"peer{i}": torch.randn(50, 8, generator=torch.Generator().manual_seed(i)) for i in range(4)}
     summaries = {m: statistics.summarise(list(v.values())) for m, v in cells.items()}
     costs = dict(zip(METHODS, (1.0, 1.02, 2.1, 1.7, 2.0), strict=True))
+    flats = {m: flat(0.6 + 0.2 * i) for i, m in enumerate(METHODS)}
     return {
         "accuracy": lambda p: plots.accuracy(differences, cells, p),
         "training_curves": lambda p: plots.training_curves(history, p),
         "entropy_per_epoch": lambda p: plots.entropy_per_epoch(history, p),
-        "top5": lambda p: plots.top5(posteriors, p),
+        "top5": lambda p: of_networks.top5(posteriors, p),
         "cohort_size": lambda p: plots.cohort_size(cohorts(), p),
-        "weight_noise": lambda p: plots.weight_noise({m: flat(0.6 + 0.2 * i) for i, m in enumerate(METHODS)}, p),
-        "random_direction": lambda p: plots.random_direction({m: flat(1 + 0.1 * i) for i, m in enumerate(METHODS)}, p),
-        "unit_direction": lambda p: plots.unit_direction({m: flat(1 + 0.1 * i) for i, m in enumerate(METHODS)}, p),
-        "agreement": lambda p: plots.agreement(analysis.peers(z, y), "dml", p),
-        "similarity": lambda p: plots.similarity(analysis.similarity(features), "dml", p),
-        "reliability": lambda p: plots.reliability(
+        "flatness": lambda p: of_networks.flatness(flats, p, scale="steps"),
+        "agreement": lambda p: of_networks.agreement(analysis.peers(z, y), "dml", p),
+        "similarity": lambda p: of_networks.similarity(analysis.similarity(features), "dml", p),
+        "reliability": lambda p: of_networks.reliability(
             {m: analysis.reliability(logits(i, sure[m])[0], y) for i, m in enumerate(METHODS)}, p
         ),
-        "class_gain": lambda p: plots.class_gain(gains(10), DIGITS, p),
-        "class_gain_100": lambda p: plots.class_gain(gains(100), [f"class {i}" for i in range(100)], p),
-        "feature_map": lambda p: plots.feature_map(pictures(), DIGITS, p),
-        "gates": lambda p: plots.gates(analysis.gates(weights, y, 10), DIGITS, p),
-        "variance": lambda p: plots.variance(spread, p),
-        "consistency": lambda p: plots.consistency(views, p),
-        "dml_targets": lambda p: plots.dml_targets(analysis.dml_targets(torch.stack(list(z.values())), y), p),
+        "class_gain": lambda p: of_networks.class_gain(gains(10), DIGITS, p),
+        "class_gain_100": lambda p: of_networks.class_gain(gains(100), [f"class {i}" for i in range(100)], p),
+        "feature_map": lambda p: of_networks.feature_map(pictures(), DIGITS, p),
+        "gates": lambda p: of_networks.gates(analysis.gates(weights, y, 10), DIGITS, p),
+        "variance": lambda p: of_networks.variance(spread, p),
+        "consistency": lambda p: of_networks.consistency(views, p),
+        "dml_targets": lambda p: of_networks.dml_targets(analysis.dml_targets(torch.stack(list(z.values())), y), p),
         "cost": lambda p: plots.cost(summaries, costs, p),
-        "confusion": lambda p: plots.confusion([[9, 1, 0], [0, 7, 3], [0, 0, 0]], DIGITS[:3], "dml", p),
-        "confusion_100": lambda p: plots.confusion([[1] * 100] * 100, [f"class {i}" for i in range(100)], "dml", p),
-        "sheet": lambda p: plots.sheet(
+        "confusion": lambda p: mistakes.confusion([[9, 1, 0], [0, 7, 3], [0, 0, 0]], DIGITS[:3], "dml", p),
+        "confusion_100": lambda p: mistakes.confusion([[1] * 100] * 100, [f"class {i}" for i in range(100)], "dml", p),
+        "sheet": lambda p: mistakes.sheet(
             (32 * torch.arange(8)).byte().expand(2, 8, 8)[..., None], ["4, not 9", "7, not 1"], "mistakes", p
         ),
     }
@@ -164,22 +165,22 @@ def test_figure(name: str, tmp_path: Path) -> None:
 
 
 def test_a_method_has_one_look_in_every_figure() -> None:
-    alone, among = plots._look(["dml"]), plots._look(["plain", "one", "dml", "dml peers=3", "dml weight=0"])
+    alone, among = drawing.looks(["dml"]), drawing.looks(["plain", "one", "dml", "dml peers=3", "dml weight=0"])
     assert alone["dml"] == among["dml"]
     assert len(set(among.values())) == 5, "and runs of one method can be told apart"
     assert (
-        plots._look(["independent"])["independent"]
+        drawing.looks(["independent"])["independent"]
         == among["plain"]
-        == plots._look(["plain (independent)"]).popitem()[1]
+        == drawing.looks(["plain (independent)"]).popitem()[1]
     )
-    assert len(set(plots._look([*plots.PALETTE, "plain"]).values())) == len(plots.PALETTE) + 1
-    assert plots._look(["mine"]) == plots._look(["mine"])
+    assert len(set(drawing.looks([*drawing.PALETTE, "plain"]).values())) == len(drawing.PALETTE) + 1
+    assert drawing.looks(["mine"]) == drawing.looks(["mine"])
 
 
 def test_axes_end_where_accuracies_end() -> None:
-    low, high = plots._possible((-300.0, 300.0))
+    low, high = drawing.possible((-300.0, 300.0))
     assert -5 < low <= 0 and 100 <= high < 105
-    assert plots._possible((20.0, 80.0)) == (20.0, 80.0)
+    assert drawing.possible((20.0, 80.0)) == (20.0, 80.0)
 
 
 @pytest.mark.parametrize("name", ["accuracy", "agreement"])
@@ -192,13 +193,14 @@ def test_equal_tables_give_equal_files(name: str, tmp_path: Path) -> None:
 def test_every_public_figure_is_tested() -> None:
     public = {
         name
-        for name, value in vars(plots).items()
-        if callable(value) and not name.startswith("_") and getattr(value, "__module__", "") == plots.__name__
+        for module in (plots, of_networks)
+        for name, value in vars(module).items()
+        if callable(value) and not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
     }
-    assert public - {"colours"} == {name.removesuffix("_100") for name in FIGURES}
+    assert public | {"confusion", "sheet"} == {name.removesuffix("_100") for name in FIGURES}
 
 
 def test_a_method_keeps_its_colour_whatever_comes_before_it() -> None:
     names = ["plain-2x-longer", "dml", "plain-2x-wider", "plain"]
-    assert plots.colours(names)["plain"] == plots.colours(["plain"])["plain"]
-    assert list(plots.colours(names)) == names
+    assert drawing.colours(names)["plain"] == drawing.colours(["plain"])["plain"]
+    assert list(drawing.colours(names)) == names

@@ -21,7 +21,7 @@ from teacherless.methods.plain import Plain
 from teacherless.models import create
 from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
-from teacherless.study import findings, plots
+from teacherless.study import findings, plots, plots_of_networks
 from teacherless.study import read_runs as module
 from teacherless.study.findings import gate_weights, look
 from teacherless.study.read_runs import analyse, read
@@ -140,7 +140,8 @@ def test_gate_weights_are_those_of_the_trained_gate(runs: Path, tables: dict[str
 def test_one_run_alone(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plots, "_save", lambda figure, path: [path.with_suffix(".png")])  # drawn, not rendered
+    for figures in (plots, plots_of_networks):  # drawn, not rendered
+        monkeypatch.setattr(figures, "save", lambda figure, path: [path.with_suffix(".png")])
     folder = tmp_path / "run"
     shutil.copytree(runs / "cells" / "plain-s0", folder)
     assert main(["analyse", str(folder)]) == 0

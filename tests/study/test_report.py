@@ -21,7 +21,7 @@ from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
 from teacherless.runs.explain import lessons
 from teacherless.runs.merge import command_of
-from teacherless.study import plots, report
+from teacherless.study import mistakes, report
 from teacherless.study.charts import ticks
 from teacherless.study.churn import churn, often_wrong
 from teacherless.study.compare import compare
@@ -166,8 +166,8 @@ def test_two_hundred_classes_one_of_them_named_like_a_script(run: Path, tmp_path
     folder, name = copied(run, tmp_path), "<script>alert(1)</script>"
     out = folder / "evaluation" / "many-val"
     classes = [name, *map(str, range(199))]
-    plots.confusion(torch.eye(200, dtype=torch.long).tolist(), classes, name, out / "confusion")
-    plots.sheet(torch.zeros(24, 64, 64, 3, dtype=torch.uint8), [name] * 24, name, out / "mistakes")
+    mistakes.confusion(torch.eye(200, dtype=torch.long).tolist(), classes, name, out / "confusion")
+    mistakes.sheet(torch.zeros(24, 64, 64, 3, dtype=torch.uint8), [name] * 24, name, out / "mistakes")
     found = page(folder)
     assert 'alt="evaluation/many-val/mistakes"' in found and "too large" not in found
 

@@ -91,8 +91,10 @@ def _check(cells: Sequence[Cell]) -> None:
             found = schemas.stored(cell.folder)
         for key, value in found["settings"].items() if found else ():
             if now.get(key) != value:
-                raise InputError(f"--out: {cell.folder} was run with {key} {short(value)}, not {now.get(key)!r}; give "
-                                 "the same settings, or another --out")  # fmt: skip
+                raise InputError(
+                    f"--out: {cell.folder} was run with {key} {short(value)}, not {now.get(key)!r}; give "
+                    "the same settings, or another --out"
+                )
 
 
 def run_cell(run: Run, folder: Path) -> None:
@@ -124,8 +126,10 @@ def _in_workers(cells: Sequence[Cell], jobs: int, progress: Progress) -> None:
             Parallel(n_jobs=jobs, pre_dispatch="n_jobs", batch_size=1)(due())
         except BrokenProcessPool:
             if not signals.asked:
-                raise InputError(f"--jobs: one of {jobs} workers died (killed, or out of memory); the same command "
-                                 "goes on, and fewer --jobs need less memory") from None  # fmt: skip
+                raise InputError(
+                    f"--jobs: one of {jobs} workers died (killed, or out of memory); the same command "
+                    "goes on, and fewer --jobs need less memory"
+                ) from None
         if signals.asked:
             raise Stopped(signals.asked, "stopped")
 

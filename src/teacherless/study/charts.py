@@ -172,8 +172,10 @@ def graph(title: str, nodes: Sequence[str], edges: Sequence[tuple[str, str]], co
     for teacher, learner in edges:
         if teacher == learner:
             x, y = at[learner]
-            around = [(x + 34 * math.sin(a), y - 34 + 26 * math.cos(a)) for a in
-                      (math.radians(degree) for degree in range(35, 326, 10))]  # fmt: skip
+            around = [
+                (x + 34 * math.sin(a), y - 34 + 26 * math.cos(a))
+                for a in (math.radians(degree) for degree in range(35, 326, 10))
+            ]
             marks += [Mark("arrow", [_round(*p) for p in around], colour), _head(around[-2], around[-1], colour)]
         else:
             (x, y), (u, v) = at[teacher], at[learner]

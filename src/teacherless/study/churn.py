@@ -19,8 +19,8 @@ from teacherless.data.augment.distort import counter_hash
 from teacherless.evaluation.metrics import predict, predicted
 from teacherless.method import Wants
 from teacherless.runs.results import MISTAKES, noting
-from teacherless.study import plots
 from teacherless.study.cells import Cell
+from teacherless.study.mistakes import sheet
 from teacherless.study.outcome import student_of
 from teacherless.training.step import pick_device
 
@@ -50,7 +50,7 @@ def measure(table: dict[str, Any], cells: Sequence[Cell], source: Source, out: P
     if wrong:
         captions = [f"{w['label']}, wrong in {w['wrong']} of {w['of']}\nmostly: {w['taken_for']}" for w in wrong]
         pixels = source.val.sample(torch.tensor([each["row"] for each in wrong]))
-        plots.sheet(pixels, captions, "validation images that are wrong most often", out / "often-wrong")
+        sheet(pixels, captions, "validation images that are wrong most often", out / "often-wrong")
 
 
 def churn(guesses: Sequence[Tensor]) -> float | None:

@@ -135,8 +135,9 @@ def _options(template: Run, rows: Sequence[str]) -> dict[str, dict[str, Any]]:
     for key, value in template.set.items():
         method, dot, name = key.partition(".")
         if not dot or method not in options:
-            raise InputError(f"--set: found {key!r}; in a comparison say whose it is: METHOD.{key}, METHOD one of "
-                             f"{', '.join(rows)}")  # fmt: skip
+            raise InputError(
+                f"--set: found {key!r}; in a comparison say whose it is: METHOD.{key}, METHOD one of {', '.join(rows)}"
+            )
         options[method][name] = value
     return options
 

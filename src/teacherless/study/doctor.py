@@ -28,10 +28,12 @@ def _few_images(rows: Mapping[str, Any]) -> Iterator[Finding]:
     for row, d in rows.items():
         if d["sign"] != "=" and d["sign_both"] == "=":
             low, high = d["both"]
-            yield {"finding": f"the test set is too small for {row}'s difference",
-                   "evidence": f"{d['mean']:+.2f} on these {d['images']:,} images, of which one is "
-                               f"{100 / d['images']:.2g}; on others [{low:+.2f}, {high:+.2f}]",
-                   "advice": "more test images; more seeds do not help"}  # fmt: skip
+            yield {
+                "finding": f"the test set is too small for {row}'s difference",
+                "evidence": f"{d['mean']:+.2f} on these {d['images']:,} images, of which one is "
+                f"{100 / d['images']:.2g}; on others [{low:+.2f}, {high:+.2f}]",
+                "advice": "more test images; more seeds do not help",
+            }
             return
 
 
@@ -42,6 +44,8 @@ def _longer(rows: Mapping[str, Any]) -> Iterator[Finding]:
         if row.startswith("plain-") and row.endswith("-longer") and others and d["sign"] == "+":
             best = max(others, key=lambda name: others[name])
             if d["mean"] >= others[best]:
-                yield {"finding": "plain gains more from more epochs than from any method",
-                       "evidence": f"{row} {d['mean']:+.2f}, {best} {others[best]:+.2f}",
-                       "advice": "more --epochs for all, then compare again"}  # fmt: skip
+                yield {
+                    "finding": "plain gains more from more epochs than from any method",
+                    "evidence": f"{row} {d['mean']:+.2f}, {best} {others[best]:+.2f}",
+                    "advice": "more --epochs for all, then compare again",
+                }

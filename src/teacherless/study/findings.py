@@ -25,7 +25,9 @@ from teacherless.network import evaluating
 from teacherless.runs.build import build_method
 from teacherless.runs.config import Run
 from teacherless.study import plots, statistics
+from teacherless.study import plots_of_networks as of_networks
 from teacherless.study import tables as analysis
+from teacherless.study.flatness import filter_normalised, flatness, relative_noise, unit_length
 from teacherless.study.outcome import headline
 from teacherless.training import checkpoint
 
@@ -130,9 +132,8 @@ def learning(groups: Groups, source: Source) -> Iterator[Finding]:
             for label, tables in curves.items()
         }
         if any(value is not None for value in last.values()):
-            yield Finding(
-                name, curves, partial(draw, curves), f"{what} of the last epoch: {_each(last, '{:.4f}')} nats"
-            )
+            says = f"{what} of the last epoch: {_each(last, '{:.4f}')} nats"
+            yield Finding(name, curves, partial(draw, curves), says)
 
 
 def certainty(groups: Groups, source: Source) -> Iterator[Finding]:
@@ -146,7 +147,7 @@ def certainty(groups: Groups, source: Source) -> Iterator[Finding]:
     }
     entropy = [_each({k: t["entropy"] for k, t in tables.items()}, "{:.4f}") for tables in table.values()]
     says = f"mean entropy in nats on train: {entropy[0]}; on test: {entropy[1]}"
-    yield Finding("posteriors", table, partial(plots.top5, table), says)
+    yield Finding("posteriors", table, partial(of_networks.top5, table), says)
 
 
 def calibration(groups: Groups, source: Source) -> Iterator[Finding]:
@@ -163,24 +164,22 @@ def calibration(groups: Groups, source: Source) -> Iterator[Finding]:
         n = sum(b["count"] for b in bins)
         over[label] = 100 * sum(b["count"] / n * ((b["confidence"] or 0) - (b["accuracy"] or 0)) for b in bins)
     says = f"confidence minus accuracy, points: {_each(over, '{:+.2f}')}"
-    yield Finding("reliability", table, partial(plots.reliability, table), says)
+    yield Finding("reliability", table, partial(of_networks.reliability, table), says)
 
 
 def help_(groups: Groups, source: Source) -> Iterator[Finding]:
     """Does it help, and which classes? Against plain, and DML against KD from a frozen network, seed by seed."""
     for name, baseline, rivals in (("accuracy", "plain", groups), ("dml-against-kd", "kd", _of("dml", groups))):
         base = {s.run.seed: s for s in groups.get(baseline, [])}
-        others = {
-            label: paired for label, group in rivals.items()
-            if label != baseline and (paired := [s for s in group if s.run.seed in base])
-        }  # fmt: skip
+        paired = {label: [s for s in group if s.run.seed in base] for label, group in rivals.items()}
+        others = {label: group for label, group in paired.items() if group and label != baseline}
         if not others:
             continue
         per_seed = {label: {s.run.seed: s.accuracy for s in groups[label]} for label in (baseline, *others)}
         differences = statistics.compare(per_seed[baseline], {label: per_seed[label] for label in others})
         verdicts = [statistics.verdict(label, difference) for label, difference in differences.items()]
-        table = {"baseline": baseline, "per_seed": per_seed, "differences": differences, "verdicts": verdicts,
-                 "caveat": statistics.CAVEAT}  # fmt: skip
+        table = {"baseline": baseline, "per_seed": per_seed, "differences": differences, "verdicts": verdicts}
+        table["caveat"] = statistics.CAVEAT
         metric = "mAP" if source.reid else "top-1"
         draw = partial(plots.accuracy, differences, per_seed, baseline=baseline, metric=metric)
         yield Finding(name, table, draw, f"against {baseline}: {'; '.join(verdicts)}")
@@ -195,32 +194,26 @@ def _class_gain(others: Groups, plain: Mapping[int, AnalysedRun], classes: Seque
     }
     helped = {label: sum((v or 0) > 0 for v in gain["gain"]) for label, gain in gains.items()}
     says = f"classes that gain, of {len(classes)}: {_each(helped, '{}')}"
-    return Finding("class-gain", gains, partial(plots.class_gain, gains, classes), says)
+    return Finding("class-gain", gains, partial(of_networks.class_gain, gains, classes), says)
 
 
 def flat(groups: Groups, source: Source) -> Iterator[Finding]:
     """How flat the minima are, on training images: Gaussian noise on the weights, and random directions, in filter
     norms and (Lan et al. 2018, Figure 4) in absolute units."""
-    for name, scales, direction, draw, unit in (
-        ("weight-noise", NOISE, analysis.relative_noise, plots.weight_noise, "RMS of noise on every tensor"),
-        ("random-direction", DISTANCE, analysis.filter_normalised, plots.random_direction, "filter norms away"),
-        ("unit-direction", LENGTH, analysis.unit_length, plots.unit_direction, "away in a random unit direction"),
+    for name, scales, direction, scale, unit in (
+        ("weight-noise", NOISE, relative_noise, "noise std / RMS of the tensor", "RMS of noise on every tensor"),
+        ("random-direction", DISTANCE, filter_normalised, "distance, in filter norms", "filter norms away"),
+        ("unit-direction", LENGTH, unit_length, "distance in weight space", "away in a random unit direction"),
     ):
+        moved = partial(flatness, scales=scales, direction=direction, draws=DRAWS)
         table = {
-            label: analysis.average(
-                [
-                    analysis.flatness(
-                        s.net, list(islice(s.train, FLAT_BATCHES)), scales, direction=direction, draws=DRAWS
-                    )
-                    for s in group[:FLAT_SEEDS]
-                ]
-            )
+            label: analysis.average([moved(s.net, list(islice(s.train, FLAT_BATCHES))) for s in group[:FLAT_SEEDS]])
             for label, group in groups.items()
         }
         middle = len(scales) // 2
         rise = {k: None if t["loss"][middle] is None else t["loss"][middle] - t["start_loss"] for k, t in table.items()}
         says = f"rise of the loss, {scales[middle]} {unit}: {_each(rise, '{:.4f}')} nats"
-        yield Finding(name, table, partial(draw, table), says)
+        yield Finding(name, table, partial(of_networks.flatness, table, scale=scale), says)
 
 
 def together(groups: Groups, source: Source) -> Iterator[Finding]:
@@ -239,39 +232,41 @@ def together(groups: Groups, source: Source) -> Iterator[Finding]:
         if not source.reid:
             table = analysis.peers(logits, group[0].test_labels)
             alike, errors = (_off_diagonal(table[key]) for key in ("agreement", "error_correlation"))
-            says = (f"{name}, {len(logits)} networks: the same prediction for {alike:.2f} %, errors correlate "
-                    f"{errors:.2f}, their mean gains {table['gain']:+.2f} points")  # fmt: skip
-            yield Finding(f"agreement-{file}", table, partial(plots.agreement, table, name), says)
+            same, gain = f"the same prediction for {alike:.2f} %", f"their mean gains {table['gain']:+.2f} points"
+            says = f"{name}, {len(logits)} networks: {same}, errors correlate {errors:.2f}, {gain}"
+            yield Finding(f"agreement-{file}", table, partial(of_networks.agreement, table, name), says)
         if len(features) == len(logits):
             similar = analysis.similarity(features)
             says = f"{name}: mean CKA of the features {_off_diagonal(similar['cka']):.3f}"
-            yield Finding(f"similarity-{file}", similar, partial(plots.similarity, similar, name), says)
+            yield Finding(f"similarity-{file}", similar, partial(of_networks.similarity, similar, name), says)
     if spread:
         says = f"variance of the predictions: {_each({k: v['variance'] for k, v in spread.items()}, '{:.5f}')}"
-        yield Finding("variance", spread, partial(plots.variance, spread), says)
+        yield Finding("variance", spread, partial(of_networks.variance, spread), says)
 
 
 def sizes(groups: Groups, source: Source) -> Iterator[Finding]:
     """What more networks bring: cohorts of K, against K independent networks and their ensemble."""
-    found = [
+    cohorts = [
         _cohort(s.kind, [s], s.summary["ensemble"] and _headline(s.summary["ensemble"]))
-        for group in groups.values() for s in group
+        for group in groups.values()
+        for s in group
         if METHODS[s.run.method].cohort and len(s.like_plain) == len(s.nets) > 1
-    ]  # fmt: skip
-    if not found:
+    ]
+    if not cohorts:
         return
     plain = groups.get("plain", [])
-    for k in sorted({1, *(len(cohort["top1"]) for cohort in found)}):
+    for k in sorted({1, *(len(cohort["top1"]) for cohort in cohorts)}):
         for first in range(0, len(plain) - k + 1, k):
             some = plain[first : first + k]
             logits = {str(i): s.on_test[s.first] for i, s in enumerate(some)}
             together = None if k == 1 or source.reid else analysis.peers(logits, some[0].test_labels)["ensemble"]
-            found.append(_cohort("independent", some, together))
-    rows = analysis.cohort_size(found)
+            cohorts.append(_cohort("independent", some, together))
+    rows = analysis.cohort_size(cohorts)
     says = "; ".join(
         f"{row['kind']} K={row['size']}: one network {row['single']:.2f} %"
-        + (f", ensemble {row['ensemble']:.2f} %" if row["ensemble"] is not None else "") for row in rows
-    )  # fmt: skip
+        + (f", ensemble {row['ensemble']:.2f} %" if row["ensemble"] is not None else "")
+        for row in rows
+    )
     metric = "mAP" if source.reid else "top-1"
     yield Finding("cohort-size", rows, partial(plots.cohort_size, rows, metric=metric), says)
 
@@ -282,9 +277,10 @@ def targets(groups: Groups, source: Source) -> Iterator[Finding]:
     if large:
         s = large[0]
         table = analysis.dml_targets(torch.stack(list(s.on_train.values())), s.train_labels)
-        says = (f"gradients differ by {table['gradient_difference']:.0e}; entropy of the others' mean, of one peer: "
-                f"{table['target_entropy']:.4f}, {table['peer_entropy']:.4f} nats")  # fmt: skip
-        yield Finding("dml-targets", table, partial(plots.dml_targets, table), says)
+        entropies = f"{table['target_entropy']:.4f}, {table['peer_entropy']:.4f} nats"
+        gradients = f"gradients differ by {table['gradient_difference']:.0e}"
+        says = f"{gradients}; entropy of the others' mean, of one peer: {entropies}"
+        yield Finding("dml-targets", table, partial(of_networks.dml_targets, table), says)
 
 
 def gate(groups: Groups, source: Source) -> Iterator[Finding]:
@@ -294,18 +290,19 @@ def gate(groups: Groups, source: Source) -> Iterator[Finding]:
         if weights is not None:
             table = analysis.gates(weights, s.test_labels, len(source.classes))
             says = ", ".join(f"branch{i} {w:.3f}" for i, w in enumerate(table["mean"]))
-            yield Finding("gates", table, partial(plots.gates, table, source.classes), f"mean gate weights: {says}")
+            draw = partial(of_networks.gates, table, source.classes)
+            yield Finding("gates", table, draw, f"mean gate weights: {says}")
             return
 
 
 @torch.no_grad()
 def gate_weights(run: AnalysedRun, source: Source) -> Tensor | None:
     """The gate's softmax on test, `[N, m]`. The gate is not shipped: it is read from the run's last checkpoint."""
-    found = checkpoint.read(run.folder / "checkpoints")
+    newest = checkpoint.read(run.folder / "checkpoints")
     method, _ = build_method(run.run, source)
-    if found is None or not isinstance(method, ONE) or method.gate is None:
+    if newest is None or not isinstance(method, ONE) or method.gate is None:
         return None
-    method.load_state_dict(checkpoint.unpack(found[0], "method").tensors)
+    method.load_state_dict(checkpoint.unpack(newest[0], "method").tensors)
     said: list[Tensor] = []
     hook = method.gate.register_forward_hook(lambda gate, inputs, out: said.append(losses.full(out).softmax(1).cpu()))
     with evaluating([method]):
@@ -327,7 +324,7 @@ def consistency(groups: Groups, source: Source) -> Iterator[Finding]:
             each.append(analysis.consistency(a.logits, b.logits, a.features, b.features))
         table[label] = analysis.average(each)
     says = f"KL between the views: {_each({k: t['kl'] for k, t in table.items()}, '{:.5f}')} nats"
-    yield Finding("consistency", table, partial(plots.consistency, table), says)
+    yield Finding("consistency", table, partial(of_networks.consistency, table), says)
 
 
 def maps(groups: Groups, source: Source) -> Iterator[Finding]:
@@ -340,10 +337,10 @@ def maps(groups: Groups, source: Source) -> Iterator[Finding]:
     flat = {label: analysis.pca(f, labels) for label, f in features.items()}
     share = {label: 100 * sum(picture["explained"] or []) for label, picture in flat.items()}
     says = f"two components hold, % of the variance: {_each(share, '{:.0f}')}"
-    yield Finding("features-pca", flat, partial(plots.feature_map, flat, source.classes), says)
+    yield Finding("features-pca", flat, partial(of_networks.feature_map, flat, source.classes), says)
     near = {label: analysis.tsne(f, labels) for label, f in features.items()}
     says = "who is near whom; distances between clusters mean nothing"
-    yield Finding("features-tsne", near, partial(plots.feature_map, near, source.classes), says)
+    yield Finding("features-tsne", near, partial(of_networks.feature_map, near, source.classes), says)
 
 
 KINDS = (learning, certainty, calibration, help_, flat, together, sizes, targets, gate, consistency, maps)
@@ -369,10 +366,12 @@ def _independent(group: Sequence[AnalysedRun]) -> tuple[dict[str, Tensor], dict[
 def _cohort(kind: str, runs: Sequence[AnalysedRun], ensemble: float | None) -> analysis.Cohort:
     """The networks of one run, or one each of several."""
     each = [(s, name) for s in runs for name in (s.nets if len(runs) == 1 else [s.first])]
-    unsure = [fmean(float(losses.entropy(which(s)[name].double()).mean()) for s, name in each)
-              for which in (_on_test, _on_train)]  # fmt: skip
-    return {"kind": kind, "top1": [_headline(s.summary["students"][name]) for s, name in each], "ensemble": ensemble,
-            "entropy": unsure[0], "train_entropy": unsure[1]}  # fmt: skip
+    unsure = [
+        fmean(float(losses.entropy(which(s)[name].double()).mean()) for s, name in each)
+        for which in (_on_test, _on_train)
+    ]
+    top1 = [_headline(s.summary["students"][name]) for s, name in each]
+    return analysis.Cohort(kind=kind, top1=top1, ensemble=ensemble, entropy=unsure[0], train_entropy=unsure[1])
 
 
 def _headline(row: Mapping[str, Any]) -> float:
@@ -385,10 +384,9 @@ def _of(method: str, groups: Groups) -> Groups:
 
 
 def _per_class(run: AnalysedRun) -> list[float | None]:
-    found: list[float | None] = analysis.average(
-        [analysis.class_accuracy(run.on_test[name], run.test_labels) for name in run.like_plain]
-    )
-    return found
+    each = [analysis.class_accuracy(run.on_test[name], run.test_labels) for name in run.like_plain]
+    mean: list[float | None] = analysis.average(each)
+    return mean
 
 
 def _off_diagonal(matrix: Sequence[Sequence[float | None]]) -> float:

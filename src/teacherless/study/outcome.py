@@ -110,8 +110,10 @@ def tabulate(cells: Sequence[Cell], results: Results) -> Table:
             "networks": max(map(len, own.values()), default=None),
             "best": _summary({seed: best_on_validation(students) for seed, students in own.items()}),
             "ensemble": _summary({seed: headline(s["ensemble"] or {}) for seed, (_, s) in each.items()}),
-            **{key: _summary({seed: _mean([s[f"test_{key}"] for s in students]) for seed, students in own.items()})
-               for key in ("nll", "ece")},
+            **{
+                key: _summary({seed: _mean([s[f"test_{key}"] for s in students]) for seed, students in own.items()})
+                for key in ("nll", "ece")
+            },
             "difference": difference,
             "cost": costs.get(row),
             "train_seconds": stdlib.median(s["typical_seconds"] for _, s in each.values()) if each else None,
@@ -119,7 +121,7 @@ def tabulate(cells: Sequence[Cell], results: Results) -> Table:
             "left": {seed: schemas.who_left(s["left"]) for seed, (_, s) in each.items() if s.get("left")},
             "doctor": doctor.of_runs([summary for _, summary in each.values()]),
             "failed": {seed: s["failed"] for (name, seed), s in results.items() if name == row and "failed" in s},
-        }  # fmt: skip
+        }
     table["doctor"] = doctor.examine(table["methods"])
     sizes = {found["networks"] or 1 for found in table["methods"].values()} - {1}
     students = {seed: next(iter(comparable(*cell).values())) for seed, cell in rows.get("plain", {}).items()}
@@ -186,8 +188,10 @@ def measure(table: Table, cells: Sequence[Cell], source: Source | None) -> None:
     if source and source.test is not None and table["plain_networks"]:
         logits, labels = _predictions(plain, source, source.test)
         for found in table["plain_networks"]:
-            each = [analysis.mean_probability(torch.stack([logits[i] for i in way]))
-                    for way in ways(range(len(plain)), found["networks"])]  # fmt: skip
+            each = [
+                analysis.mean_probability(torch.stack([logits[i] for i in way]))
+                for way in ways(range(len(plain)), found["networks"])
+            ]
             found["ensemble"] = _mean([dict(metrics(z, labels))["top1"] for z in each])
     table["cohort_size"] = _cohort_sizes(table, cells)
 
@@ -226,8 +230,9 @@ def _cohort_sizes(table: Table, cells: Sequence[Cell]) -> list[analysis.CohortRo
     if all(count < 2 for count in Counter(row["kind"] for row in rows).values()):
         return []
     one = next((row for row in rows if row["kind"] == "independent"), None)
-    return rows + [one | {"size": found["networks"], "ensemble": found["ensemble"]}
-                   for found in table["plain_networks"] if one]  # fmt: skip
+    return rows + [
+        one | {"size": found["networks"], "ensemble": found["ensemble"]} for found in table["plain_networks"] if one
+    ]
 
 
 def _inference(cells: Mapping[str, Cell]) -> dict[str, Table]:

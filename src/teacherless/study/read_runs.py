@@ -82,12 +82,15 @@ def _index(source: Source, shown: Sequence[Finding]) -> str:
     """All figures on one page, each with what it shows."""
     parts = "".join(
         f'<h2 id="{found.name}">{found.name}</h2><p>{escape(found.says)} (<a href="{found.name}.json">table</a>)</p>'
-        f'<img src="{found.name}.svg" alt="{found.name}">\n' for found in shown
-    )  # fmt: skip
+        f'<img src="{found.name}.svg" alt="{found.name}">\n'
+        for found in shown
+    )
     links = " · ".join(f'<a href="#{found.name}">{found.name}</a>' for found in shown)
-    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(source.name)}, analysed</title>'
-            "<style>body{font:16px sans-serif;max-width:60em;margin:2em auto}img{max-width:100%}</style>\n"
-            f"<h1>{escape(source.name)}, analysed</h1><p>{links}</p>\n{parts}</html>\n")  # fmt: skip
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(source.name)}, analysed</title>'
+        "<style>body{font:16px sans-serif;max-width:60em;margin:2em auto}img{max-width:100%}</style>\n"
+        f"<h1>{escape(source.name)}, analysed</h1><p>{links}</p>\n{parts}</html>\n"
+    )
 
 
 # What is there -------------------------------------------------------------------------------------------------------

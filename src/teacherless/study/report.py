@@ -37,8 +37,10 @@ LARGEST = 2_000_000  # bytes of a page; figures that do not fit any more are nam
 PANELS = (("train/nll", "cross-entropy on training images, nats"), ("val/nll", "cross-entropy on validation, nats"),
           ("train/top1", "top-1 on training images, %"), ("val/top1", "top-1 on validation, %"),
           ("val/entropy", "entropy of predictions on validation, nats"))  # fmt: skip
-MEANING = ("BEATS: the interval of the difference to plain is above 0. DOES NOT BEAT: it ends at {} points or "
-           "below, so there is no gain worth the name. INCONCLUSIVE: neither.")  # fmt: skip
+MEANING = (
+    "BEATS: the interval of the difference to plain is above 0. DOES NOT BEAT: it ends at {} points or "
+    "below, so there is no gain worth the name. INCONCLUSIVE: neither."
+)
 NO_MISTAKES = "its most confident mistakes as images come to this page by teacherless evaluate RUN --split val"
 SO_FAR = "settings and command are those of the runs that have begun; the comparison has not ended"
 
@@ -184,8 +186,10 @@ def _of_images(row: Mapping[str, Any], images: int | None) -> str:
     if not images:
         return ""
     low, high = wilson(row["test_top1"] / 100, images)
-    return (f" [{100 * low:.1f}, {100 * high:.1f}] (95 %, the choice of test images: {images:,}, one of them is "
-            f"{100 / images:.2f} points)")  # fmt: skip
+    return (
+        f" [{100 * low:.1f}, {100 * high:.1f}] (95 %, the choice of test images: {images:,}, one of them is "
+        f"{100 / images:.2f} points)"
+    )
 
 
 def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
@@ -413,8 +417,10 @@ def _curves(histories: Mapping[str, Sequence[Any]], *, single: bool) -> list[Cha
                 values = [[line.get(f"{key}/{name}") for line in history] for history in runs]
             else:
                 values = [curves(history)[key.replace("/", "_")] for history in runs]  # type: ignore[literal-required]
-            mean = [sum(known) / len(known) if (known := [v for v in column if v is not None]) else None
-                    for column in zip(*values, strict=False)]  # fmt: skip
+            mean = [
+                sum(known) / len(known) if (known := [v for v in column if v is not None]) else None
+                for column in zip(*values, strict=False)
+            ]
             each.append(Series(name, mean, values if len(values) > 1 else [], tone[name]))
         if any(value is not None for series in each for value in series.values):
             charts.append(lines(title, "epoch", each))
@@ -452,7 +458,7 @@ def _findings(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Find
 
 def _colours(names: Iterable[str]) -> dict[str, str]:
     """Those of the methods in every picture; what is black there is as the text here."""
-    from teacherless.study.plots import BLACK, colours
+    from teacherless.study.drawing import BLACK, colours
 
     return {name: "var(--ink)" if colour == BLACK else colour for name, colour in colours(names).items()}
 

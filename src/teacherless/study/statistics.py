@@ -73,8 +73,10 @@ def caveat(images: int | None) -> str:
     """What the intervals of a comparison are about; `images` of the test set, where results are paired by image."""
     if not images:
         return CAVEAT
-    return (f"intervals under 'vs plain' cover the choice of seeds, under 'seeds and images' also that of the "
-            f"{images:,} test images, of which one is {100 / images:.2g} points")  # fmt: skip
+    return (
+        f"intervals under 'vs plain' cover the choice of seeds, under 'seeds and images' also that of the "
+        f"{images:,} test images, of which one is {100 / images:.2g} points"
+    )
 
 
 def summarise(values: Sequence[float]) -> Summary:
@@ -125,8 +127,10 @@ def two_way(differences: Images, alpha: float = ALPHA) -> Interval:
     mean, of_seeds, of_images = d.mean(), d.mean(1, keepdims=True), d.mean(0, keepdims=True)
     freedom = np.array([seeds - 1, images - 1, (seeds - 1) * (images - 1)])
     rest = d - of_seeds - of_images + mean
-    squares = np.array([images * ((of_seeds - mean) ** 2).sum(), seeds * ((of_images - mean) ** 2).sum(),
-                        (rest**2).sum()]) / freedom  # fmt: skip
+    squares = (
+        np.array([images * ((of_seeds - mean) ** 2).sum(), seeds * ((of_images - mean) ** 2).sum(), (rest**2).sum()])
+        / freedom
+    )
     signs = max(([1, 1, -1], [1, 0, 0], [0, 1, 0]), key=lambda signs: float(squares @ signs))
     parts = squares * signs
     if not parts.any():

@@ -10,19 +10,16 @@ float64; whatever is random takes a seed and leaves torch's generator alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from teacherless import losses
 from teacherless.errors import InputError
-from teacherless.evaluation.metrics import BINS, metrics, predicted, which_bin
-from teacherless.method import Batch
-from teacherless.network import evaluating
+from teacherless.evaluation.metrics import BINS, predicted, which_bin
 
 
 def probabilities(logits: Tensor) -> Tensor:
@@ -79,7 +76,7 @@ def peers(logits: Mapping[str, Tensor], labels: Tensor) -> Peers:
     return {
         "names": list(logits),
         "agreement": (100 * (guess[:, None] == guess).double().mean(-1)).tolist(),
-        "error_correlation": [[_finite(v) for v in row] for row in correlation.tolist()],
+        "error_correlation": [[finite(v) for v in row] for row in correlation.tolist()],
         "top1": top1,
         "ensemble": ensemble,
         "gain": ensemble - sum(top1) / len(top1),
@@ -119,7 +116,7 @@ def gates(weights: Tensor, labels: Tensor, classes: int) -> Gates:
     return {
         "mean": w.mean(0).tolist(),
         "quantiles": w.quantile(at, dim=0).T.tolist(),
-        "per_class": [[_finite(v) for v in row] for row in by_class],
+        "per_class": [[finite(v) for v in row] for row in by_class],
         "entropy": float(entropy(w).mean()),
     }
 
@@ -149,8 +146,8 @@ def consistency(
         n, same = len(f), (f - g).square().sum(1).mean()
         # Over all pairs (i, j), E‖f_i - g_j‖² = E‖f‖² + E‖g‖² - 2 <mean f, mean g>; the n pairs i = j are taken out.
         pairs = f.square().sum(1).mean() + g.square().sum(1).mean() - 2 * f.mean(0) @ g.mean(0)
-        found["cosine"] = _finite(float(nn.functional.cosine_similarity(f, g).mean()))
-        found["distance"] = _finite(float(same / ((n * pairs - same) / (n - 1))))
+        found["cosine"] = finite(float(nn.functional.cosine_similarity(f, g).mean()))
+        found["distance"] = finite(float(same / ((n * pairs - same) / (n - 1))))
     return found
 
 
@@ -194,10 +191,10 @@ def pca(features: Tensor, labels: Tensor) -> Picture:
 
     x = features.double().flatten(1)
     columns = nn.functional.pad(x, (0, max(0, 2 - x.shape[1]))).cpu().numpy()
-    found = PCA(2, svd_solver="full")
+    axes = PCA(2, svd_solver="full")
     with np.errstate(invalid="ignore"):  # constant features have no variance to explain
-        points = found.fit_transform(columns)
-    explained = np.nan_to_num(found.explained_variance_ratio_)
+        points = axes.fit_transform(columns)
+    explained = np.nan_to_num(axes.explained_variance_ratio_)
     return {"kind": "PCA", "points": points.tolist(), "labels": labels.tolist(), "explained": explained.tolist()}
 
 
@@ -228,16 +225,16 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> list[Bin]:
     table: list[Bin] = []
     for i in range(bins):
         inside = where == i
-        means = [_finite(float(values[inside].mean())) for values in (confidence, right)]
-        table.append({"low": i / bins, "high": (i + 1) / bins, "count": int(inside.sum()),
-                      "confidence": means[0], "accuracy": means[1]})  # fmt: skip
+        means = [finite(float(values[inside].mean())) for values in (confidence, right)]
+        count, (sure, accurate) = int(inside.sum()), means
+        table.append(Bin(low=i / bins, high=(i + 1) / bins, count=count, confidence=sure, accuracy=accurate))
     return table
 
 
 def class_accuracy(logits: Tensor, labels: Tensor) -> list[float | None]:
     """Top-1 of each class's samples, percent; None for a class without any. `[N, C], [N] -> [C]`."""
     right = (predicted(logits) == labels).double()
-    return [_finite(100 * float(right[labels == c].mean())) for c in range(logits.shape[-1])]
+    return [finite(100 * float(right[labels == c].mean())) for c in range(logits.shape[-1])]
 
 
 class ClassGain(TypedDict):
@@ -249,11 +246,13 @@ class ClassGain(TypedDict):
 
 def class_gain(method: Sequence[Sequence[float | None]], plain: Sequence[Sequence[float | None]]) -> ClassGain:
     """Of `class_accuracy` of one network per seed, the method's and plain's, paired by seed: `[seeds][C]` each."""
-    difference = torch.tensor(
-        [[math.nan if a is None or b is None else a - b for a, b in zip(*pair, strict=True)]
-         for pair in zip(method, plain, strict=True)], dtype=torch.float64)  # fmt: skip
+    ours, theirs = (
+        torch.tensor([[math.nan if v is None else v for v in row] for row in rows], dtype=torch.float64)
+        for rows in (method, plain)
+    )
+    difference = ours - theirs
     std = difference.std(0) if len(difference) > 1 else torch.full_like(difference[0], math.nan)
-    return {"gain": [_finite(v) for v in difference.mean(0).tolist()], "std": [_finite(v) for v in std.tolist()]}
+    return {"gain": [finite(v) for v in difference.mean(0).tolist()], "std": [finite(v) for v in std.tolist()]}
 
 
 class Cohort(TypedDict):
@@ -290,11 +289,22 @@ def cohort_size(cohorts: Iterable[Cohort]) -> list[CohortRow]:
         single, single_std = _moments([value for cohort in group for value in cohort["top1"]])
         assert single is not None
         ensemble, ensemble_std = _moments([c["ensemble"] for c in group if c["ensemble"] is not None])
-        unsure = [_moments([v for v in (c[key] for c in group) if v is not None])[0]
-                  for key in ("entropy", "train_entropy")]  # fmt: skip
-        rows.append({"kind": kind, "size": size, "cohorts": len(group), "single": single, "single_std": single_std,
-                     "ensemble": ensemble, "ensemble_std": ensemble_std, "entropy": unsure[0],
-                     "train_entropy": unsure[1]})  # fmt: skip
+        unsure = [
+            _moments([v for v in (c[key] for c in group) if v is not None])[0] for key in ("entropy", "train_entropy")
+        ]
+        rows.append(
+            CohortRow(
+                kind=kind,
+                size=size,
+                cohorts=len(group),
+                single=single,
+                single_std=single_std,
+                ensemble=ensemble,
+                ensemble_std=ensemble_std,
+                entropy=unsure[0],
+                train_entropy=unsure[1],
+            )
+        )
     return rows
 
 
@@ -336,104 +346,6 @@ def dml_targets(logits: Tensor, labels: Tensor) -> Targets:
     }
 
 
-Weights = Mapping[str, Tensor]
-Direction = Callable[[Weights, Weights], Weights]  # (weights, standard normal noise) -> the step at scale 1
-
-
-def relative_noise(weights: Weights, noise: Weights) -> Weights:
-    """Gaussian noise with the RMS of each tensor as its standard deviation: scale 0.1 is a tenth of a typical weight.
-
-    Zhang et al. 2018, Figure 3b, adds noise of std 0.1 to 1 to every weight without saying in which unit; it cannot be
-    absolute, since 1.0 would leave nothing of a network.
-    """
-    return {name: noise[name] * w.square().mean().sqrt() for name, w in weights.items()}
-
-
-def filter_normalised(weights: Weights, noise: Weights) -> Weights:
-    """A random direction in which every filter (row) is as long as the weight's; none for vectors (Li et al. 2018).
-
-    Biases and batch-norm parameters stay as they are, as in section 4 there.
-    """
-
-    def step(weight: Tensor, noise: Tensor) -> Tensor:
-        if weight.dim() < 2:
-            return torch.zeros_like(weight)
-        axes = tuple(range(1, weight.dim()))
-        ours, its = (torch.linalg.vector_norm(x, dim=axes, keepdim=True) for x in (weight, noise))
-        found: Tensor = noise * ours / its
-        return found
-
-    return {name: step(w, noise[name]) for name, w in weights.items()}
-
-
-def unit_length(weights: Weights, noise: Weights) -> Weights:
-    """A random direction of length 1 over all parameters together (Lan et al. 2018, section 4.6, distances 0 to 5)."""
-    length = torch.stack([each.norm() for each in noise.values()]).norm()
-    return {name: each / length for name, each in noise.items()}
-
-
-class Flatness(TypedDict):
-    """Loss and accuracy around a minimum."""
-
-    scale: list[float]  # of the step
-    loss: list[float | None]  # nats, mean over draws; None where it is not finite
-    loss_std: list[float | None]  # over draws, ddof 1; None at one draw
-    top1: list[float]  # percent, mean over draws
-    top1_std: list[float | None]
-    start_loss: float  # unperturbed
-    start_top1: float
-
-
-@torch.no_grad()
-def flatness(
-    net: nn.Module,
-    batches: Sequence[Batch],
-    scales: Sequence[float],
-    *,
-    direction: Direction = relative_noise,
-    draws: int = 5,
-    seed: int = 0,
-) -> Flatness:
-    """Loss and accuracy where every parameter is moved by `scale · direction`, averaged over draws.
-
-    The network is not touched: moved parameters go through `functional_call`, in evaluation mode, so that batch-norm
-    statistics stay too. Each draw is one noise at all scales, and the same noise for networks of one architecture.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    weights = dict(net.named_parameters())
-    loss, top1 = torch.empty(2, draws, len(scales), dtype=torch.float64).unbind(0)
-    with evaluating([net]):
-        start_loss, start_top1 = _at(net, weights, batches)
-        for draw in range(draws):
-            step = direction(
-                weights,
-                {
-                    name: torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w)
-                    for name, w in weights.items()
-                },
-            )
-            for i, scale in enumerate(scales):
-                moved = {name: w + scale * step[name] for name, w in weights.items()}
-                loss[draw, i], top1[draw, i] = _at(net, moved, batches)
-    spread = [x.std(0) if draws > 1 else torch.full_like(x[0], math.nan) for x in (loss, top1)]
-    return {
-        "scale": list(scales),
-        "loss": [_finite(v) for v in loss.mean(0).tolist()],
-        "loss_std": [_finite(v) for v in spread[0].tolist()],
-        "top1": top1.mean(0).tolist(),
-        "top1_std": [_finite(v) for v in spread[1].tolist()],
-        "start_loss": start_loss,
-        "start_top1": start_top1,
-    }
-
-
-def _at(net: nn.Module, weights: Mapping[str, Tensor], batches: Sequence[Batch]) -> tuple[float, float]:
-    """Cross-entropy (nats) and top-1 (percent) of `net` with these weights."""
-    logits = torch.cat([functional_call(net, dict(weights), (batch.inputs[0],)) for batch in batches])
-    found = dict(metrics(losses.full(logits), torch.cat([batch.labels for batch in batches])))
-    return found["nll"], found["top1"]
-
-
 class Curves(TypedDict):
     """One run's epochs, each the mean over its students; None where the run did not log it."""
 
@@ -463,7 +375,7 @@ def curves(history: Sequence[Mapping[str, Any]]) -> Curves:
 
     def column(kind: str) -> list[float | None]:
         each = [[v for key, v in line.items() if key.startswith(f"{kind}/") and v is not None] for line in history]
-        return [_finite(sum(values) / len(values)) if values else None for values in each]
+        return [finite(sum(values) / len(values)) if values else None for values in each]
 
     return {
         "epoch": list(range(1, len(history) + 1)),  # of all phases
@@ -481,11 +393,12 @@ def _at_least_two(what: str, logits: Tensor) -> None:
         raise InputError(f"{what}: found {len(logits)} network; needs at least 2")
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """None for what is no finite number."""
     return value if math.isfinite(value) else None
 
 
 def _moments(values: Sequence[float]) -> tuple[float | None, float | None]:
     """Mean, and standard deviation with ddof 1; None where there are too few values."""
     x = torch.tensor(values, dtype=torch.float64)
-    return _finite(float(x.mean())), _finite(float(x.std())) if len(x) > 1 else None
+    return finite(float(x.mean())), finite(float(x.std())) if len(x) > 1 else None

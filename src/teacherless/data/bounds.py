@@ -14,14 +14,14 @@ RATIO = 100  # how many times its size a larger one may; images pack two to five
 def a_file(path: Path, most: int | None = None) -> Path:
     """The path. Raises: InputError if it is not a file that can be read to its end, or has more than `most` bytes."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
         raise InputError(f"{path}: found {kind}; must be a file")
-    if most is not None and found.st_size > most:
-        raise InputError(f"{path}: found {found.st_size:,} bytes; must be {most:,} at most")
+    if most is not None and status.st_size > most:
+        raise InputError(f"{path}: found {status.st_size:,} bytes; must be {most:,} at most")
     return path
 
 

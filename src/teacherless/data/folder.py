@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from teacherless.data import images
-from teacherless.data.found import Options
+from teacherless.data.contents import Options
 from teacherless.data.meter import Meter
 from teacherless.data.splits import Files, Resident, stratified
 from teacherless.errors import InputError
@@ -89,7 +90,7 @@ def survey(name: str, data_dir: Path | None = None) -> list[tuple[int, int]]:
     if not root.is_dir():
         return []
     for part in (_list(root, where) for where in _layout(root).values()):
-        for file, _ in (file for files in part.found.values() for file in files):
+        for file, _ in chain(*part.by_class.values()):
             with contextlib.suppress(images.Unreadable), images.quietly():
                 sizes.append(images.size_of(root / os.fsdecode(file)))
     return sorted(sizes, key=math.prod)
@@ -112,16 +113,17 @@ class _Part(NamedTuple):
 
     root: Path
     where: Path
-    found: dict[str, list[tuple[bytes, int]]]  # class -> (name below root, bytes)
+    by_class: dict[str, list[tuple[bytes, int]]]  # (name below root, bytes)
     others: int  # files without an image's suffix
 
     def __len__(self) -> int:
-        return sum(map(len, self.found.values()))
+        return sum(map(len, self.by_class.values()))
 
     def files(self, classes: list[str], size: int, channels: int) -> Files:
         """The same as a split."""
-        names, sizes = zip(*(file for name in classes for file in self.found[name]), strict=True)
-        labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(self.found[c]) for c in classes]))
+        each = [self.by_class[name] for name in classes]
+        names, sizes = zip(*chain(*each), strict=True)
+        labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(list(map(len, each))))
         return Files(self.root, np.array(names), labels, np.array(sizes), (size, size), channels)
 
 
@@ -137,8 +139,8 @@ def _layout(root: Path) -> dict[str, Path]:
     val = [root / name for name in VAL_NAMES if (root / name).is_dir()]
     if len(val) > 1:
         raise InputError(f"{root}: found {val[0].name}/ and {val[1].name}/; only one of them can be the validation set")
-    found = {"train": root / "train", **({"val": val[0]} if val else {}), "test": root / "test"}
-    return {split: where for split, where in found.items() if where.is_dir()}
+    splits = {"train": root / "train", **({"val": val[0]} if val else {}), "test": root / "test"}
+    return {split: where for split, where in splits.items() if where.is_dir()}
 
 
 def _folders(where: Path) -> list[Path]:
@@ -153,7 +155,7 @@ def _folders(where: Path) -> list[Path]:
 
 def _list(root: Path, where: Path) -> _Part:
     """All files with an image's suffix, by class, at any depth. Raises: OSError."""
-    found: dict[str, list[tuple[bytes, int]]] = {}
+    by_class: dict[str, list[tuple[bytes, int]]] = {}
     others = 0
     for folder in _folders(where):
         files: list[tuple[bytes, int]] = []
@@ -162,10 +164,10 @@ def _list(root: Path, where: Path) -> _Part:
             for name in names:
                 if os.path.splitext(name)[1].lower() in images.SUFFIXES and not name.startswith("."):
                     files.append((os.fsencode(f"{below}/{name}"), _bytes(f"{path}/{name}")))
-                else:
-                    others += not name.startswith(".")
-        found[folder.name] = sorted(files)
-    return _Part(root, where, found, others)
+                elif not name.startswith("."):
+                    others += 1
+        by_class[folder.name] = sorted(files)
+    return _Part(root, where, by_class, others)
 
 
 def _bytes(path: str) -> int:
@@ -182,17 +184,17 @@ def _raise(error: OSError) -> None:
 
 def _classes(root: Path, parts: dict[str, _Part]) -> list[str]:
     """The classes, which all splits share."""
-    classes = list(parts["train"].found)
+    classes = list(parts["train"].by_class)
     for part in parts.values():
         where = "" if part.where == root else f"{part.where.name}/"
-        if not any(part.found.values()):
+        if not any(part.by_class.values()):
             raise InputError(f"{root}: found no images in {where or 'its sub-folders'}; must have {SHAPE}")
-        for name, files in part.found.items():
+        for name, files in part.by_class.items():
             if not files:
                 raise InputError(f"{root}: class {name!r} has no images in {where}{name}/")
-        if missing := sorted(set(classes) - set(part.found)):
+        if missing := sorted(set(classes) - set(part.by_class)):
             raise InputError(f"{root}: {where} lacks class {missing[0]!r}, which train/ has; classes must be the same")
-        if more := sorted(set(part.found) - set(classes)):
+        if more := sorted(set(part.by_class) - set(classes)):
             raise InputError(f"{root}: {where} has class {more[0]!r}, which train/ lacks; classes must be the same")
     if len(classes) < 2:
         raise InputError(f"{root}: found one class ({classes[0]!r}); a classifier needs at least two")

@@ -159,7 +159,7 @@ class Loader:
         mates = self._mates(rows, keys, epoch)
         draws = None
         if self.augment is not None and self.augment.crop:
-            views = self.wants.views + (mates is not None)
+            views = self.wants.views + int(self.wants.classmate)
             numbers = torch.arange(views)[:, None, None], CROP_DRAW + torch.arange(4)
             draws = uniform(self.seed, epoch, keys[:, None], *numbers)  # [views, B, 4]
         return Needed(rows, self.wants.views, mates, draws)
@@ -176,12 +176,12 @@ class Loader:
                 yield normalise(pixels[take], self.mean, self.std)
                 continue
             keys = {"seed": self.seed, "epoch": epoch, "view": view}
-            seen = distort(pixels, take, rows, self.augment, **keys)
+            view_pixels = distort(pixels, take, rows, self.augment, **keys)
             if self.augment.policy:
                 from teacherless.data.augment.policies import distorted
 
-                seen = distorted(seen, rows, self.augment, **keys)
-            yield erased(normalise(seen, self.mean, self.std), rows, self.augment, **keys)
+                view_pixels = distorted(view_pixels, rows, self.augment, **keys)
+            yield erased(normalise(view_pixels, self.mean, self.std), rows, self.augment, **keys)
 
 
 class _Classmates:
@@ -190,9 +190,9 @@ class _Classmates:
     def __init__(self, labels: Tensor) -> None:
         self.labels = labels
         self.sizes = labels.bincount()
-        alone = (self.sizes == 1).nonzero().flatten().tolist()
-        if alone:
-            raise InputError(f"data: class {alone[0]} has one training image; a classmate needs two")
+        single = (self.sizes == 1).nonzero().flatten().tolist()
+        if single:
+            raise InputError(f"data: class {single[0]} has one training image; a classmate needs two")
         self.order = labels.argsort(stable=True)  # by class
         self.first = self.sizes.cumsum(0) - self.sizes  # where a class starts in `order`
         self.place = torch.empty_like(self.order)  # the inverse of `order`
@@ -222,7 +222,7 @@ class Needed(NamedTuple):
     @property
     def images(self) -> int:
         """How many images are read in all."""
-        return len(self.rows) * (self.own + (self.mates is not None))
+        return len(self.rows) * (self.own if self.mates is None else self.own + 1)
 
 
 Read = Iterator[tuple[Tensor, Tensor, list[Tensor]]]  # rows, pixels, and where in pixels each view of a batch is
@@ -255,11 +255,10 @@ class _FromFiles:
         def jobs() -> Iterator[_Job]:
             for need in needed:
                 waiting.append(need)
-                own = [need.rows] * (
-                    1 if need.draws is None else need.views
-                )  # a view is a crop of its own, or the same
-                rows = torch.cat([*own, *([] if need.mates is None else [need.mates])])
-                yield rows.numpy(), None if need.draws is None else need.draws.flatten(0, 1).numpy()
+                mates = [] if need.mates is None else [need.mates]
+                rows = torch.cat([*[need.rows] * need.own, *mates])
+                draws = None if need.draws is None else need.draws.flatten(0, 1).numpy()
+                yield rows.numpy(), draws
 
         for stack, kept, notes in self._decoded(jobs()):
             need = waiting.popleft()
@@ -310,11 +309,11 @@ class _Decoder:
         rows, draws = job
         notes: list[str] = []
         crops = [None] * len(rows) if draws is None else draws.tolist()
-        found = [(place, self._decode(int(rows[place]), crops[place], notes)) for place in range(len(rows))]
-        kept = [place for place, image in found if image is not None]
-        stack = [image for _, image in found if image is not None]
+        decoded = {place: self._decode(int(row), crops[place], notes) for place, row in enumerate(rows)}
+        stack = {place: image for place, image in decoded.items() if image is not None}
         empty = np.zeros((0, *self.split.size, self.split.channels), np.uint8)
-        return np.stack(stack) if stack else empty, kept, notes
+        pixels = np.stack(list(stack.values())) if stack else empty
+        return pixels, list(stack), notes
 
     def _decode(self, row: int, crop: Sequence[float] | None, notes: list[str]) -> images.Pixels | None:
         try:
@@ -360,8 +359,8 @@ class _Worker:
             decoded: _Decoded = self.pipe.recv()
         except (EOFError, OSError):
             if self.alive:
-                log.warning("--workers: a process that decodes images died (killed, or out of memory); "
-                            "what it had to do is done in this one")  # fmt: skip
+                died = "a process that decodes images died (killed, or out of memory)"
+                log.warning("--workers: %s; what it had to do is done in this one", died)
             self.alive = False
             with images.quietly():
                 return self.decoder[job]

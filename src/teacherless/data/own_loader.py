@@ -34,8 +34,8 @@ def as_loader(
     """
     if isinstance(data, Loader):
         if wants != Wants() and data.wants != wants:
-            raise InputError(f"data: the method wants {_said(wants)}; found {_said(data.wants)}: build it with "
-                             "wants=method.wants")  # fmt: skip
+            pair = f"the method wants {_listed(wants)}; found {_listed(data.wants)}"
+            raise InputError(f"data: {pair}: build it with wants=method.wants")
         return data
     if isinstance(data, Adapted):
         return data
@@ -114,9 +114,9 @@ class Sized(Adapted):
         return len(self.batches)  # type: ignore[arg-type]
 
 
-def _said(wants: Wants) -> str:
-    extras = [name for name in ("classmate", "index") if getattr(wants, name)]
-    return " and ".join([f"{wants.views} view{'s' * (wants.views > 1)} of each sample", *extras])
+def _listed(wants: Wants) -> str:
+    views = "1 view" if wants.views == 1 else f"{wants.views} views"
+    return " and ".join([f"{views} of each sample", *(name for name in ("classmate", "index") if getattr(wants, name))])
 
 
 def _length(data: Any) -> int | None:

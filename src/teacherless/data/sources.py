@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from teacherless.data.augment.distort import Augment, parse_augment
+from teacherless.data.contents import (
+    Contents,
+    Gallery,
+    Options,
+    as_it_is,
+    default_augment,
+    limited,
+    same_classes,
+    without_images,
+)
 from teacherless.data.fetch import cache_dir, download
 from teacherless.data.folder import IMG_SIZE, read_folder
-from teacherless.data.found import Found, Gallery, Options, as_it_is, limited, same_classes, usual_augment
 from teacherless.data.sets.cifar import cifar10, cifar100
 from teacherless.data.sets.hub import PREFIXES
 from teacherless.data.sets.idx import read_idx
@@ -111,46 +121,53 @@ def load(
     try:
         options = Options(data_dir, img_size, gray, stream, crop, fit, quiet)
         made_up = synthetic and name in SHAPES
-        found = noise(name, options) if made_up else _find(name, options)
+        data = noise(name, options) if made_up else _read(name, options)
     except OSError as error:
         raise InputError(f"--data {name}: cannot read {error.filename}: {error.strerror}") from error
-    augment = usual_augment(found.name, found.size, found.channels)
+    augment = default_augment(data.name, data.size, data.channels)
     augment = augment if aug is None else parse_augment(aug, augment)
     if made_up:
         augment = augment._replace(crop=False)
-    train, val, test, reid = found.train, found.val, found.test, found.reid
-    digest = hashlib.sha256()
-    for split in (train, val, test, *(part.split for part in reid or () if part)):
-        for part in split.contents() if split else ():
-            digest.update(part)
-    keys = torch.arange(len(train)) if found.keys is None else found.keys
+    train, val, test, reid = data.train, data.val, data.test, data.reid
+    fingerprint = _fingerprint([train, val, test, *(part.split for part in reid or () if part)])
+    keys = torch.arange(len(train)) if data.keys is None else data.keys
     if val is None and val_fraction > 0:
         rest, carved = stratified(train.labels, val_fraction, keys=keys, spare=True)
         if len(carved) == 0:
-            raise InputError(
-                f"--val-fraction: found {val_fraction}; of {len(train)} images that is none (0 is allowed)"
-            )
+            none = f"of {len(train)} images that is none (0 is allowed)"
+            raise InputError(f"--val-fraction: found {val_fraction}; {none}")
         train, val, keys = train.take(rest), train.take(carved), keys[rest]
     if train_samples is not None:
-        if train_samples > len(train):
-            raise InputError(f"--train-samples: found {train_samples}; {found.name} has {len(train)} to train on")
-        _, some = stratified(train.labels, 0, count=train_samples, keys=keys)
-        train = train.take(some)
-        if none := (train.labels.bincount(minlength=len(found.classes)) == 0).nonzero().flatten().tolist():
-            raise InputError(f"--train-samples: found {train_samples}; that leaves no image of class "
-                             f"{found.classes[none[0]]!r}; {found.name} has {len(found.classes)} classes")  # fmt: skip
+        train = _some(data, train, train_samples, keys)
     if limit is not None:
-        most = max(limit, 2 * len(found.classes))
+        most = max(limit, 2 * len(data.classes))
         train, val, test = limited(train, most), val and limited(val, most), test and limited(test, most)
         reid = reid and reid.limited(limit)
     mean, std = moments(train)
-    return Source(
-        found.name, found.classes, found.channels, (found.size, found.size), mean, std, augment,
-        train, val, test, digest.hexdigest(), reid, found.fit, found.unreadable,
-    )  # fmt: skip
+    what = (data.name, data.classes, data.channels, (data.size, data.size), mean, std, augment)
+    return Source(*what, train, val, test, fingerprint, reid, data.fit, data.unreadable)
 
 
-def _find(name: str, options: Options) -> Found:
+def _fingerprint(splits: Iterable[Split | None]) -> str:
+    digest = hashlib.sha256()
+    for split in splits:
+        for part in split.contents() if split else ():
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _some(data: Contents, train: Split, count: int, keys: Tensor) -> Split:
+    """So many of the training images, of every class. Raises: InputError where there are not so many."""
+    if count > len(train):
+        raise InputError(f"--train-samples: found {count}; {data.name} has {len(train)} to train on")
+    train = train.take(stratified(train.labels, 0, count=count, keys=keys)[1])
+    if none := without_images(train, len(data.classes)):
+        left = f"that leaves no image of class {data.classes[none[0]]!r}"
+        raise InputError(f"--train-samples: found {count}; {left}; {data.name} has {len(data.classes)} classes")
+    return train
+
+
+def _read(name: str, options: Options) -> Contents:
     """The source of that name, else the folder of that path."""
     if name in SOURCES:
         return SOURCES[name](options)
@@ -164,15 +181,16 @@ def _find(name: str, options: Options) -> Found:
     raise InputError(f"{unknown('data', name, SOURCES)}; or give the path of a folder of images, or {prefixes}")
 
 
-def folder(path: Path, options: Options) -> Found:
+def folder(path: Path, options: Options) -> Contents:
     """A folder with one sub-folder of images per class, or train/, val/ and test/ of that shape."""
     size, channels = options.img_size or IMG_SIZE, 1 if options.gray else 3
     read = read_folder(path, size, channels, options)
-    return Found(path.resolve().name, read.classes, size, channels, read.train, read.val, read.test, read.keys,
-                 fit=read.fit, unreadable=read.unreadable)  # fmt: skip
+    what = (path.resolve().name, read.classes, size, channels)
+    contents = Contents(*what, read.train, read.val, read.test, read.keys)
+    return contents._replace(fit=read.fit, unreadable=read.unreadable)
 
 
-def digits(options: Options) -> Found:
+def digits(options: Options) -> Contents:
     """digits: 1,797 handwritten digits, 8x8 gray, 10 classes (scikit-learn's; nothing to download).
 
     One fifth is the test split, the same for everybody. Training crops from a border of one pixel; digits are not
@@ -186,7 +204,7 @@ def digits(options: Options) -> Found:
     whole = Resident(images, torch.from_numpy(bunch.target).long())
     rest, test = stratified(whole.labels, 0.2)
     classes = [str(i) for i in range(10)]
-    return Found("digits", classes, 8, 1, whole.take(rest), None, whole.take(test))
+    return Contents("digits", classes, 8, 1, whole.take(rest), None, whole.take(test))
 
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -202,7 +220,7 @@ FASHION_SHA256 = {
 }
 
 
-def fashion_mnist(options: Options) -> Found:
+def fashion_mnist(options: Options) -> Contents:
     """fashion-mnist: 60,000 + 10,000 photos of clothes, 28x28 gray, 10 classes (Zalando; 30 MB to download once).
 
     Read from `--data-dir` (IDX files, gzipped or not), else from where Debian's package puts it, else downloaded to the
@@ -212,7 +230,7 @@ def fashion_mnist(options: Options) -> Found:
     as_it_is("fashion-mnist", options, 28)
     where = options.data_dir or (FASHION_DEBIAN if FASHION_DEBIAN.is_dir() else _fashion_download())
     train, test = (_idx_pair(where, part) for part in ("train", "t10k"))
-    return Found("fashion-mnist", list(FASHION), 28, 1, train, None, test)
+    return Contents("fashion-mnist", list(FASHION), 28, 1, train, None, test)
 
 
 def _fashion_download() -> Path:
@@ -229,10 +247,10 @@ def _idx_pair(where: Path, part: str) -> Resident:
     """Images and labels of one part. Raises: InputError for files that are missing or do not belong together."""
     paths = []
     for name in (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"):
-        found = [path for path in (where / name, where / f"{name}.gz") if path.exists()]
-        if not found:
+        there = [path for path in (where / name, where / f"{name}.gz") if path.exists()]
+        if not there:
             raise InputError(f"fashion-mnist: found no {name} (or .gz) in {where}")
-        paths.append(found[0])
+        paths.append(there[0])
     images, labels = read_idx(paths[0], 3), read_idx(paths[1], 1).long()
     if images.shape[1:] != (28, 28) or len(images) == 0:
         raise InputError(f"{paths[0]}: found images {list(images.shape)}; must be 28x28")
@@ -245,7 +263,7 @@ def _idx_pair(where: Path, part: str) -> Resident:
     return split
 
 
-SOURCES: dict[str, Callable[[Options], Found]] = {
+SOURCES: dict[str, Callable[[Options], Contents]] = {
     "digits": digits,
     "fashion-mnist": fashion_mnist,
     "cifar10": cifar10,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,13 +100,11 @@ class Files:
 
     def sample(self, rows: Tensor) -> Tensor:
         """Those of the images that can be read. `[B] -> uint8 [at most B, H, W, C]`."""
-        found = []
+        decoded = [np.zeros((0, *self.size, self.channels), np.uint8)]
         for row in rows.tolist():
-            try:
-                found.append(self.decode(row))
-            except images.Unreadable:
-                continue  # the loader says so when it meets it
-        return torch.from_numpy(np.stack(found) if found else np.zeros((0, *self.size, self.channels), np.uint8))
+            with suppress(images.Unreadable):  # the loader says so when it meets it
+                decoded.append(self.decode(row)[None])
+        return torch.from_numpy(np.concatenate(decoded))
 
     def contents(self) -> Iterator[Any]:
         """Names, sizes and labels: to read every byte of a set larger than memory would cost an epoch."""

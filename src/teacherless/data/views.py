@@ -46,17 +46,19 @@ class Views(Dataset[Any]):
             raise InputError(f"n: found {n}; must be at least 1")
         self.dataset, self.n, self.index = dataset, n, index
         if n > 1 and all(self._same_twice(row) for row in range(min(LOOK, len(dataset)))):
-            raise InputError("dataset: gives the same when a sample is read twice, and equal views teach nothing; give "
-                             "it a random transform")  # fmt: skip
+            why = "gives the same when a sample is read twice, and equal views teach nothing"
+            raise InputError(f"dataset: {why}; give it a random transform")
         self.rows: list[torch.Tensor] = []  # of every class
         if classmate:
-            found = next((each for each in (labels, getattr(dataset, "targets", None), getattr(dataset, "labels", None))
-                          if each is not None), None)  # fmt: skip
-            ids = torch.as_tensor([int(parts(sample)[1]) for sample in self._all()] if found is None else found)
+            for name in ("targets", "labels"):
+                labels = getattr(dataset, name, None) if labels is None else labels
+            if labels is None:
+                labels = [int(parts(dataset[row])[1]) for row in range(len(dataset))]
+            ids = torch.as_tensor(labels)
             self.rows = [(ids == kind).nonzero().flatten() for kind in range(int(ids.max()) + 1)]
-            alone = [kind for kind, rows in enumerate(self.rows) if len(rows) == 1]
-            if alone:
-                raise InputError(f"dataset: class {alone[0]} has one sample; a classmate needs two")
+            single = [kind for kind, rows in enumerate(self.rows) if len(rows) == 1]
+            if single:
+                raise InputError(f"dataset: class {single[0]} has one sample; a classmate needs two")
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -77,9 +79,6 @@ class Views(Dataset[Any]):
         rows = self.rows[kind]
         drawn = int(rows[torch.randint(len(rows) - 1, ())])
         return drawn if drawn != row else int(rows[-1])
-
-    def _all(self) -> Any:
-        return (self.dataset[row] for row in range(len(self.dataset)))
 
     def _same_twice(self, row: int) -> bool:
         pair = (leaves(as_input(self._input(row))) for _ in range(2))

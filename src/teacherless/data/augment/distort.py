@@ -57,7 +57,7 @@ GRAMMAR: dict[str, str] = {  # what `--aug` reads, joined by "+"; names as in ti
     "mixup=0.2": r"mixup(=(?P<mixup>[\d.]+))?",
     "cutmix=1.0": r"cutmix(=(?P<cutmix>[\d.]+))?",
 }
-USUAL: dict[str, dict[str, Any]] = {  # what a bare name means: the papers' values
+PAPERS: dict[str, dict[str, Any]] = {  # what a bare name means: the papers' values
     "rotate=15": {"rotate": 15.0},  # Yuan et al. 2020 (TF-KD), CIFAR-100
     "erase=0.5": {"erase": 0.5},  # Zhong et al. 2020
     "cutout=16": {"cutout": 16},  # DeVries & Taylor 2017, CIFAR-10
@@ -65,9 +65,10 @@ USUAL: dict[str, dict[str, Any]] = {  # what a bare name means: the papers' valu
     "cutmix=1.0": {"cutmix": 1.0},  # Yun et al. 2019
 }
 RANGES: dict[str, tuple[float, float]] = {
-    "pad": (1, 1024), "rotate": (0.1, 180), "layers": (1, 10), "magnitude": (0, 30), "erase": (0, 1),
-    "cutout": (1, 1024), "mixup": (1e-3, 100), "cutmix": (1e-3, 100),
-}  # fmt: skip
+    **dict.fromkeys(("pad", "cutout"), (1, 1024)),
+    **dict.fromkeys(("mixup", "cutmix"), (1e-3, 100)),
+    **{"rotate": (0.1, 180), "layers": (1, 10), "magnitude": (0, 30), "erase": (0, 1)},
+}
 
 
 def parse_augment(text: str, default: Augment = Augment()) -> Augment:
@@ -80,28 +81,31 @@ def parse_augment(text: str, default: Augment = Augment()) -> Augment:
     """
     chosen: dict[str, Any] = {}
     for part in text.split("+"):
-        name, match = next(
-            ((name, match) for name, form in GRAMMAR.items() if (match := re.fullmatch(form, part))), (part, None)
-        )
-        if match is None:
-            head = re.split(r"[=\d-]", part)[0]
-            known = next((name for name in GRAMMAR if head and re.split(r"[=\d-]", name)[0] == head), None)
-            if known:
-                raise InputError(f"--aug: found {part!r}; must be like {known!r}")
-            raise unknown("--aug", part, GRAMMAR)
-        found = USUAL.get(name, {}) | _values(part, match.groupdict())
-        if name == "default":
-            found = {key: value for key, value in default._asdict().items() if value != Augment._field_defaults[key]}
-        if name == "none" and text != "none":
+        values = _parsed(part)
+        if part == "default":
+            values = {key: value for key, value in default._asdict().items() if value != Augment._field_defaults[key]}
+        if part == "none" and text != "none":
             raise InputError(f"--aug: found {text!r}; none stands alone")
-        if twice := (found.keys() & chosen.keys()) - {"flip"}:
+        if twice := (values.keys() & chosen.keys()) - {"flip"}:
             raise InputError(f"--aug: found {text!r}; it says {min(twice)} twice")
-        chosen |= found
+        chosen |= values
     if chosen.get("crop") and chosen.get("pad"):
         raise InputError(f"--aug: found {text!r}; must be either rrc or a padded crop")
     if chosen.get("mixup") and chosen.get("cutmix"):
         raise InputError(f"--aug: found {text!r}; must be either mixup or cutmix")
     return Augment(**chosen)
+
+
+def _parsed(part: str) -> dict[str, Any]:
+    """One part, as values of `Augment`. Raises: InputError for one that is unknown."""
+    for name, form in GRAMMAR.items():
+        if match := re.fullmatch(form, part):
+            return PAPERS.get(name, {}) | _values(part, match.groupdict())
+    head, *_ = re.split(r"[=\d-]", part)
+    for name in GRAMMAR:
+        if head and re.split(r"[=\d-]", name)[0] == head:
+            raise InputError(f"--aug: found {part!r}; must be like {name!r}")
+    raise unknown("--aug", part, GRAMMAR)
 
 
 def _values(part: str, groups: dict[str, str | None]) -> dict[str, Any]:
@@ -208,7 +212,6 @@ def normalise(images: Tensor, mean: Tensor | Sequence[float], std: Tensor | Sequ
 
     `mean` and `std` are per channel, for pixels in [0, 1].
     """
-    middle, spread = (
-        255 * torch.as_tensor(value, dtype=torch.float32, device=images.device) for value in (mean, std)
-    )  # [C]
+    levels = (torch.as_tensor(value, dtype=torch.float32, device=images.device) for value in (mean, std))
+    middle, spread = (255 * level for level in levels)  # [C]
     return images.float().sub_(middle).div_(spread).permute(0, 3, 1, 2)

@@ -71,14 +71,11 @@ class Mixer:
             tall, wide = height * side, width * side
             box = _box(inputs[0], top * height - tall / 2, left * width - wide / 2, tall, wide)  # [B, 1, H, W]
             own = 1 - box.float().mean((1, 2, 3))  # what is really left: the box may reach over the border
-        mixed = []
-        for x in inputs:
-            other = x.roll(-1, 0)
-            mixed.append(
-                torch.where(box, other, x) if box is not None else torch.lerp(other, x, own[:, None, None, None])
-            )
+        share = own[:, None, None, None]
+        pairs = [(x, x.roll(-1, 0)) for x in inputs]
+        mixed = tuple(torch.lerp(y, x, share) if box is None else torch.where(box, y, x) for x, y in pairs)
         each = F.one_hot(labels, self.classes).float()
-        return tuple(mixed), torch.lerp(each.roll(-1, 0), each, own[:, None])
+        return mixed, torch.lerp(each.roll(-1, 0), each, own[:, None])
 
 
 def uniform(*keys: int | Tensor) -> Tensor:

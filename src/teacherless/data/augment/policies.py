@@ -37,9 +37,9 @@ def distorted(images: Tensor, rows: Tensor, augment: Augment, *, seed: int, epoc
     layers = 1 if augment.policy == "trivialaug" else augment.layers
     x = images.permute(0, 3, 1, 2).float() / 255
     for layer in range(layers):
-        which, level, sign = (
-            counter_hash(seed, epoch, rows, view, DRAW + 3 * layer + draw).to(x.device) for draw in range(3)
-        )
+        first = DRAW + 3 * layer
+        draws = (counter_hash(seed, epoch, rows, view, draw) for draw in range(first, first + 3))
+        which, level, sign = (draw.to(x.device) for draw in draws)
         share = (level % (LEVELS + 1)).float() / LEVELS  # [B]
         if augment.policy == "randaug":
             share = torch.full_like(share, augment.magnitude / LEVELS)
@@ -70,7 +70,7 @@ def _operations(*, shear: float, degrees: float, pixels: float | None, enhance: 
     look = extra("kornia", "--aug randaug, trivialaug", name="aug")
 
     def translate(x: Tensor, share: Tensor, axis: int) -> Tensor:
-        side = x.shape[2 + (axis == 1)] if axis else x.shape[3]
+        side = x.shape[3]
         reach = 0.45 * side if pixels is None else pixels
         return _warp(look, x, {("x", "y")[axis]: reach * share})
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from teacherless.data.bounds import a_file
+from teacherless.data.contents import Contents, Options, as_it_is, same_classes
 from teacherless.data.fetch import cache_dir, download
-from teacherless.data.found import Found, Options, as_it_is, same_classes
 from teacherless.data.splits import Resident
 from teacherless.errors import InputError
 from teacherless.files import disk
@@ -40,17 +40,32 @@ class Release(NamedTuple):
 
 
 CIFAR10 = Release(
-    "cifar10", "cifar-10-batches-bin", tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin",
-    "batches.meta.txt", 10, 1, "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-    "c32a1d4ab5d03f1284b67883e8d87530", 170,
-)  # fmt: skip
+    name="cifar10",
+    folder="cifar-10-batches-bin",
+    train=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+    test="test_batch.bin",
+    names="batches.meta.txt",
+    classes=10,
+    labels=1,
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    md5="c32a1d4ab5d03f1284b67883e8d87530",
+    megabytes=170,
+)
 CIFAR100 = Release(
-    "cifar100", "cifar-100-binary", ("train.bin",), "test.bin", "fine_label_names.txt", 100, 2,
-    "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", 169,
-)  # fmt: skip
+    name="cifar100",
+    folder="cifar-100-binary",
+    train=("train.bin",),
+    test="test.bin",
+    names="fine_label_names.txt",
+    classes=100,
+    labels=2,
+    url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+    md5="03b5dce01913d631647c71ecec9e9cb8",
+    megabytes=169,
+)
 
 
-def cifar10(options: Options) -> Found:
+def cifar10(options: Options) -> Contents:
     """cifar10: 50,000 + 10,000 photos, 32x32 RGB, 10 classes (binary release; 170 MB to download once).
 
     Read from `--data-dir` (the unpacked files, or the folder they are in), else downloaded to the cache folder.
@@ -59,7 +74,7 @@ def cifar10(options: Options) -> Found:
     return _read(CIFAR10, options)
 
 
-def cifar100(options: Options) -> Found:
+def cifar100(options: Options) -> Contents:
     """cifar100: 50,000 + 10,000 photos, 32x32 RGB, 100 classes (binary release, fine labels; 169 MB to download once).
 
     Read and distorted as cifar10.
@@ -67,7 +82,7 @@ def cifar100(options: Options) -> Found:
     return _read(CIFAR100, options)
 
 
-def _read(release: Release, options: Options) -> Found:
+def _read(release: Release, options: Options) -> Contents:
     as_it_is(release.name, options, SIDE, 3)
     where = _where(release, options.data_dir)
     parts = [_records(release, where / file) for file in release.train]
@@ -78,7 +93,7 @@ def _read(release: Release, options: Options) -> Found:
     test = _records(release, where / release.test)
     classes = _class_names(release, where / release.names)
     same_classes(release.name, classes, {"train": train, "test": test})
-    return Found(release.name, classes, SIDE, 3, train, None, test)
+    return Contents(release.name, classes, SIDE, 3, train, None, test)
 
 
 def _where(release: Release, data_dir: Path | None) -> Path:
@@ -89,14 +104,15 @@ def _where(release: Release, data_dir: Path | None) -> Path:
             return where
     size = f"{release.megabytes} MB"
     if data_dir is not None:
-        raise InputError(f"{release.name}: found no {release.test} in {str(root)!r}, nor in {release.folder} below it; "
-                         f"download {release.url} ({size}) and unpack it there, or leave --data-dir out")  # fmt: skip
+        missing = f"found no {release.test} in {str(root)!r}, nor in {release.folder} below it"
+        hint = f"download {release.url} ({size}) and unpack it there, or leave --data-dir out"
+        raise InputError(f"{release.name}: {missing}; {hint}")
     archive = root / release.url.rpartition("/")[2]
     try:
         download(release.url, archive, md5=release.md5)
     except InputError as error:
-        raise InputError(f"{release.name}: {error} (or download {release.url}, {size}, yourself, unpack it, and give "
-                         "its folder: --data-dir)") from error  # fmt: skip
+        hint = f"or download {release.url}, {size}, yourself, unpack it, and give its folder: --data-dir"
+        raise InputError(f"{release.name}: {error} ({hint})") from error
     _unpack(release, archive, root / release.folder)
     archive.unlink()
     return root / release.folder
@@ -119,8 +135,8 @@ def _records(release: Release, path: Path) -> Resident:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     if len(raw) == 0 or len(raw) % record:
-        raise InputError(f"{path}: found {len(raw):,} bytes; must be a multiple of {record}: truncated, or not of "
-                         f"{release.name}'s binary release")  # fmt: skip
+        why = f"truncated, or not of {release.name}'s binary release"
+        raise InputError(f"{path}: found {len(raw):,} bytes; must be a multiple of {record}: {why}")
     rows = torch.from_numpy(raw).view(-1, record)
     labels = rows[:, release.labels - 1].long()
     if labels.max() >= release.classes:

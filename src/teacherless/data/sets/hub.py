@@ -6,14 +6,14 @@ import inspect
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from teacherless.data.bounds import a_file, check_unpacked
+from teacherless.data.contents import Contents, Options, as_it_is, same_classes
 from teacherless.data.fetch import cache_dir
-from teacherless.data.found import Found, Options, as_it_is, same_classes
 from teacherless.data.images import FITS, colours
 from teacherless.data.meter import Meter
 from teacherless.data.splits import Resident
@@ -23,7 +23,7 @@ LIMIT = 2**32  # bytes of images that are taken into memory
 VAL = ("validation", "valid", "val", "dev")
 
 
-def npz(path: Path, options: Options) -> Found:
+def npz(path: Path, options: Options) -> Contents:
     """Arrays of a NumPy file: x_train, y_train, x_test, y_test and maybe x_val, y_val.
 
     Images are bytes, `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`, square, with 1 or 3 channels; labels are class ids,
@@ -59,10 +59,10 @@ def npz(path: Path, options: Options) -> Found:
         if x is not None and y is not None:
             splits[split] = _split(f"{path}: x_{split}", x, f"{path}: y_{split}", y)
     classes = [str(i) for i in range(int(splits["train"].labels.max()) + 1)]
-    return _found(path.stem, classes, splits, options, str(path))
+    return _contents(path.stem, classes, splits, options, str(path))
 
 
-def torchvision(name: str, options: Options) -> Found:
+def torchvision(name: str, options: Options) -> Contents:
     """A data set of torchvision, by its class's name in any case: `torch/cifar10`, `torch/svhn`.
 
     Raises: InputError if torchvision is missing or broken, or has no such set.
@@ -86,13 +86,13 @@ def torchvision(name: str, options: Options) -> Found:
 
     parts = {"train": part(test=False), "test": part(test=True)}
     named = getattr(parts["train"], "classes", None)
-    splits = {split: _gather(f"torch/{name}", found, len(found), options) for split, found in parts.items()}
+    splits = {split: _gather(f"torch/{name}", each, len(each), options) for split, each in parts.items()}
     count = int(splits["train"].labels.max()) + 1
     classes = [str(each) for each in named] if named and len(named) == count else [str(i) for i in range(count)]
-    return _found(name, classes, splits, options, f"torch/{name}")
+    return _contents(name, classes, splits, options, f"torch/{name}")
 
 
-def hugging_face(name: str, options: Options) -> Found:
+def hugging_face(name: str, options: Options) -> Contents:
     """A data set of the Hugging Face hub with one image column and one class column: `hfds/NAME`.
 
     Raises: InputError if the package `datasets` is missing or broken, or the set is not of images and classes.
@@ -103,8 +103,8 @@ def hugging_face(name: str, options: Options) -> Found:
     except Exception as error:
         raise InputError(f"hfds/{name}: {first_line(error)}") from error
     if not isinstance(loaded, Mapping) or "train" not in loaded:
-        raise InputError(f"hfds/{name}: found {', '.join(loaded) if isinstance(loaded, Mapping) else 'no splits'}; "
-                         "must have train")  # fmt: skip
+        has = ", ".join(loaded) if isinstance(loaded, Mapping) else "no splits"
+        raise InputError(f"hfds/{name}: found {has}; must have train")
     kinds = {key: type(kind).__name__ for key, kind in loaded["train"].features.items()}
     image, label = _only(name, kinds, "Image"), _only(name, kinds, "ClassLabel")
     classes = list(loaded["train"].features[label].names)
@@ -113,10 +113,10 @@ def hugging_face(name: str, options: Options) -> Found:
         for key in [key for key in keys if key in loaded][:1]:
             pairs = ((row[image], row[label]) for row in loaded[key])
             splits[split] = _gather(f"hfds/{name}", pairs, len(loaded[key]), options)
-    return _found(name.rpartition("/")[2], classes, splits, options, f"hfds/{name}")
+    return _contents(name.rpartition("/")[2], classes, splits, options, f"hfds/{name}")
 
 
-PREFIXES: dict[str, Callable[[str, Options], Found]] = {
+PREFIXES: dict[str, Callable[[str, Options], Contents]] = {
     "hfds/": hugging_face,
     "torch/": torchvision,
     "npz:": lambda text, options: npz((options.data_dir or Path()) / Path(text).expanduser(), options),
@@ -125,11 +125,11 @@ PREFIXES: dict[str, Callable[[str, Options], Found]] = {
 
 def _only(name: str, kinds: Mapping[str, str], kind: str) -> str:
     """The one column of a kind."""
-    found = [key for key, value in kinds.items() if value == kind]
-    if len(found) != 1:
+    columns = [key for key, value in kinds.items() if value == kind]
+    if len(columns) != 1:
         has = ", ".join(f"{key}: {value}" for key, value in kinds.items())
-        raise InputError(f"hfds/{name}: found {len(found)} columns of {kind}; must be one (it has {has})")
-    return found[0]
+        raise InputError(f"hfds/{name}: found {len(columns)} columns of {kind}; must be one (it has {has})")
+    return columns[0]
 
 
 def _gather(what: str, pairs: Iterable[Sequence[Any]], count: int, options: Options) -> Resident:
@@ -146,11 +146,8 @@ def _gather(what: str, pairs: Iterable[Sequence[Any]], count: int, options: Opti
             side = side or max(image.size)
             if count * side * side * len(mode) > LIMIT:
                 raise InputError(f"{what}: {count:,} images of {side}x{side} do not fit in memory; give --img-size")
-            images.append(
-                np.asarray(colours(image, mode).resize((side, side), box=cut and cut(*image.size))).reshape(
-                    side, side, -1
-                )
-            )
+            square = colours(image, mode).resize((side, side), box=cut and cut(*image.size))
+            images.append(np.asarray(square).reshape(side, side, -1))
             try:
                 labels.append(int(label))
             except (TypeError, ValueError, OverflowError):
@@ -158,11 +155,6 @@ def _gather(what: str, pairs: Iterable[Sequence[Any]], count: int, options: Opti
             meter.advance()
     _check_classes(what, min(labels), max(labels), len(labels))
     return Resident(torch.from_numpy(np.stack(images)), torch.tensor(labels))
-
-
-class _Layout(NamedTuple):
-    size: int
-    channels: int
 
 
 def _split(x_name: str, x: Any, y_name: str, y: Any) -> Resident:
@@ -173,14 +165,12 @@ def _split(x_name: str, x: Any, y_name: str, y: Any) -> Resident:
         x = x.transpose(0, 2, 3, 1)
     x = x[..., None] if x.ndim == 3 else x
     if x.ndim != 4 or x.shape[1] != x.shape[2] or x.shape[3] not in (1, 3) or 0 in x.shape:
-        raise InputError(
-            f"{x_name}: found shape {list(x.shape)}; must be square images [N, H, W], with 1 or 3 channels"
-        )
+        legal = "square images [N, H, W], with 1 or 3 channels"
+        raise InputError(f"{x_name}: found shape {list(x.shape)}; must be {legal}")
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer):
-        raise InputError(
-            f"{y_name}: found {y.dtype} {list(y.shape)}; must be integers, one for each of {len(x)} images"
-        )
+        legal = f"integers, one for each of {len(x)} images"
+        raise InputError(f"{y_name}: found {y.dtype} {list(y.shape)}; must be {legal}")
     _check_classes(y_name, int(y.min()), int(y.max()), len(y))
     return Resident(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))
 
@@ -188,23 +178,21 @@ def _split(x_name: str, x: Any, y_name: str, y: Any) -> Resident:
 def _check_classes(what: str, low: int, high: int, count: int) -> None:
     """Raises: InputError for classes that cannot all have an image, before there is a name for each."""
     if low < 0 or high >= count:
-        raise InputError(f"{what}: found class {low if low < 0 else high} among {count:,} images; must be 0, 1, 2, … "
-                         "without a gap")  # fmt: skip
+        bad = low if low < 0 else high
+        raise InputError(f"{what}: found class {bad} among {count:,} images; must be 0, 1, 2, … without a gap")
 
 
-def _found(name: str, classes: list[str], splits: Mapping[str, Resident], options: Options, what: str) -> Found:
-    layouts = {split: _Layout(found.images.shape[1], found.images.shape[3]) for split, found in splits.items()}
-    size, channels = layout = layouts["train"]
-    for split, other in layouts.items():
-        if other != layout:
-            raise InputError(f"{what}: {split} has images of {other.size}x{other.size}x{other.channels}, train of "
-                             f"{size}x{size}x{channels}; must be the same")  # fmt: skip
-        if splits[split].labels.max() >= len(classes):
-            raise InputError(
-                f"{what}: {split} has class {int(splits[split].labels.max())}; train has {len(classes)} classes"
-            )
+def _contents(name: str, classes: list[str], splits: Mapping[str, Resident], options: Options, what: str) -> Contents:
+    shape = splits["train"].images.shape[1:]
+    size, _, channels = shape
+    for key, split in splits.items():
+        if split.images.shape[1:] != shape:
+            other, own = ("x".join(map(str, each)) for each in (split.images.shape[1:], shape))
+            raise InputError(f"{what}: {key} has images of {other}, train of {own}; must be the same")
+        if (last := int(split.labels.max())) >= len(classes):
+            raise InputError(f"{what}: {key} has class {last}; train has {len(classes)} classes")
     if len(classes) < 2:
         raise InputError(f"{what}: found one class; a classifier needs at least two")
     same_classes(what, classes, splits)
     as_it_is(what, options._replace(gray=None, img_size=None), size, channels)
-    return Found(name, classes, size, channels, splits["train"], splits.get("val"), splits.get("test"))
+    return Contents(name, classes, size, channels, splits["train"], splits.get("val"), splits.get("test"))

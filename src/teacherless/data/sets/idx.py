@@ -41,6 +41,6 @@ def read_idx(path: Path, dims: int) -> Tensor:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     if len(body) != size:
-        found, state = ("more", "too long") if len(body) > size else (f"{len(head) + len(body):,} bytes", "truncated")
-        raise InputError(f"{path}: found {found}; must be {len(head) + size:,} bytes for {shape}: {state}")
+        count, state = ("more", "too long") if len(body) > size else (f"{len(head) + len(body):,} bytes", "truncated")
+        raise InputError(f"{path}: found {count}; must be {len(head) + size:,} bytes for {shape}: {state}")
     return torch.from_numpy(np.frombuffer(body, np.uint8).reshape(shape).copy())

@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from teacherless.data.contents import Contents, Options, absent, as_it_is, same_classes
 from teacherless.data.fetch import cache_dir
 from teacherless.data.folder import decoded, read_folder
-from teacherless.data.found import Found, Options, absent, as_it_is, same_classes
 from teacherless.data.splits import Files
 from teacherless.errors import InputError
 
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 
 
-def imagenet(options: Options) -> Found:
+def imagenet(options: Options) -> Contents:
     """imagenet: photos of 1,000 classes (or of any other folders), streamed; to download by hand, 155 GB.
 
     `--data-dir` is the folder with train/ and val/, each with one folder per class. Training: a random-resized crop to
@@ -31,16 +31,16 @@ def imagenet(options: Options) -> Found:
     root = options.data_dir or cache_dir() / "imagenet"
     if not (root / "train").is_dir() or not (root / "val").is_dir():
         lacks = "val/" if (root / "train").is_dir() else "train/"
-        raise absent("imagenet", lacks, root, "the ILSVRC 2012 training and validation images from image-net.org "
-                     "(an account is needed), one folder per class in train/ and in val/", "155 GB")  # fmt: skip
+        images = "the ILSVRC 2012 training and validation images from image-net.org (an account is needed)"
+        raise absent("imagenet", lacks, root, f"{images}, one folder per class in train/ and in val/", "155 GB")
     size, channels = options.img_size or 224, 1 if options.gray else 3
     fit = options.fit or "crop-0.875"
     folder = read_folder(root, size, channels, options._replace(stream=True, fit=fit))
-    return Found("imagenet", folder.classes, size, channels, folder.train, None, folder.val, folder.keys,
-                 fit=fit, unreadable=folder.unreadable)  # fmt: skip
+    contents = Contents("imagenet", folder.classes, size, channels, folder.train, None, folder.val, folder.keys)
+    return contents._replace(fit=fit, unreadable=folder.unreadable)
 
 
-def tiny_imagenet(options: Options) -> Found:
+def tiny_imagenet(options: Options) -> Contents:
     """tiny-imagenet: 100,000 + 10,000 photos, 64x64 RGB, 200 classes (to download by hand, 248 MB).
 
     `--data-dir` is the unpacked folder: train/n…/images/, val/images/ and val/val_annotations.txt. val/ is the test
@@ -55,8 +55,8 @@ def tiny_imagenet(options: Options) -> Found:
         raise absent("tiny-imagenet", "wnids.txt", where, TINY_URL, "248 MB")
     classes = (root / "wnids.txt").read_text(encoding="utf-8").split()
     wanted = set(classes)
-    train = _files(root, [(name, path) for name in classes for path in _images(root, f"train/{name}/images")],
-                   classes, size)  # fmt: skip
+    photos = [(name, path) for name in classes for path in _images(root, f"train/{name}/images")]
+    train = _files(root, photos, classes, size)
     notes = root / "val" / "val_annotations.txt"
     try:
         lines = [line.split("\t") for line in notes.read_text(encoding="utf-8").splitlines()]
@@ -64,8 +64,7 @@ def tiny_imagenet(options: Options) -> Found:
         raise InputError(f"{notes}: {getattr(error, 'strerror', None) or 'is not text'}") from error
     for number, line in enumerate(lines, 1):
         if len(line) < 2 or line[1] not in wanted:
-            found = line[1] if len(line) > 1 else line[0]
-            raise InputError(f"{notes}: line {number}: found class {found!r}; must be one of wnids.txt")
+            raise InputError(f"{notes}: line {number}: found class {line[:2][-1]!r}; must be one of wnids.txt")
     listed = {line[0]: line[1] for line in lines}
     there = _images(root, "val/images")
     if missing := sorted(set(listed) - {Path(path).name for path in there}):
@@ -75,7 +74,7 @@ def tiny_imagenet(options: Options) -> Found:
     test = _files(root, [(listed[Path(path).name], path) for path in there], classes, size)
     same_classes("tiny-imagenet", classes, {"train": train, "test": test})
     splits = [decoded(train, options.stream or options.crop), decoded(test, options.stream)]
-    return Found("tiny-imagenet", classes, size, 3, splits[0], None, splits[1])
+    return Contents("tiny-imagenet", classes, size, 3, splits[0], None, splits[1])
 
 
 def _images(root: Path, below: str) -> list[str]:
@@ -85,8 +84,9 @@ def _images(root: Path, below: str) -> list[str]:
         raise InputError(f"{root / below}: {error.strerror}") from error
 
 
-def _files(root: Path, found: list[tuple[str, str]], classes: list[str], size: int) -> Files:
+def _files(root: Path, photos: list[tuple[str, str]], classes: list[str], size: int) -> Files:
+    """Photos as a split, each a class and a path below `root`."""
     number = {name: i for i, name in enumerate(classes)}
-    names = np.array([os.fsencode(path) for _, path in found])
-    sizes = np.array([os.stat(root / path).st_size for _, path in found])
-    return Files(root, names, torch.tensor([number[name] for name, _ in found]), sizes, (size, size), 3)
+    names = np.array([os.fsencode(path) for _, path in photos])
+    sizes = np.array([os.stat(root / path).st_size for _, path in photos])
+    return Files(root, names, torch.tensor([number[name] for name, _ in photos]), sizes, (size, size), 3)

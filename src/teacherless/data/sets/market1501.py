@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from teacherless.data.contents import Contents, Gallery, Options, Persons, absent
 from teacherless.data.fetch import cache_dir
 from teacherless.data.folder import decoded
-from teacherless.data.found import Found, Gallery, Options, Persons
 from teacherless.data.splits import Files
 from teacherless.errors import InputError
 
 SIZE = 128  # pixels; images are 128x64
 NAME = re.compile(r"(-1|\d{4})_c([1-6])s\d_\d{6}_\d{2}\.(jpg|png)(\.jpg)?")  # six names of the release end in .jpg.jpg
 PARTS = {"train": "bounding_box_train", "gallery": "bounding_box_test", "query": "query", "multi": "gt_bbox"}
-GET = "Market-1501-v15.09.15.zip (146 MB) from its authors' page, zheng-lab.cecs.anu.edu.au/Project/project_reid.html"
+GET = "Market-1501-v15.09.15.zip from its authors' page, zheng-lab.cecs.anu.edu.au/Project/project_reid.html"
 
 
-def market1501(options: Options) -> Found:
+def market1501(options: Options) -> Contents:
     """market1501: 12,936 photos of 751 persons to train on, 750 others to find again (to download by hand: 146 MB).
 
     `--data-dir` is the folder with bounding_box_train/, bounding_box_test/, query/ and, for multiple queries, gt_bbox/.
@@ -38,17 +38,17 @@ def market1501(options: Options) -> Found:
     parts = {part: _list(root, folder, size, channels) for part, folder in PARTS.items() if (root / folder).is_dir()}
     files, ids, _ = parts["train"]
     if ids.min() < 1:
-        raise InputError(f"{root}: found person {int(ids.min())} in bounding_box_train; junk and distractors are of "
-                         "bounding_box_test")  # fmt: skip
+        legal = "junk and distractors are of bounding_box_test"
+        raise InputError(f"{root}: found person {int(ids.min())} in bounding_box_train; {legal}")
     persons, labels = ids.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     overlap = set(parts["query"][1].tolist()) & set(persons.tolist())
     if overlap:
         raise InputError(f"{root}: found person {min(overlap)} in bounding_box_train and in query; must be others")
     train = decoded(Files(root, files.names, labels, files.sizes, files.size, channels), options.stream)
-    seen = {part: Persons(split, cameras) for part, (split, _, cameras) in parts.items() if part != "train"}
-    reid = Gallery(seen["query"], seen["gallery"], seen.get("multi"))
+    persons_of = {part: Persons(split, cameras) for part, (split, _, cameras) in parts.items() if part != "train"}
+    reid = Gallery(persons_of["query"], persons_of["gallery"], persons_of.get("multi"))
     classes = [f"{person:04}" for person in persons.tolist()]
-    return Found("market1501", classes, size, channels, train, None, None, reid=reid)
+    return Contents("market1501", classes, size, channels, train, None, None, reid=reid)
 
 
 def _root(where: Path) -> Path:
@@ -58,10 +58,9 @@ def _root(where: Path) -> Path:
         if not missing:
             return root
         if len(missing) < 3:
-            raise InputError(f"market1501: found no {missing[0]}/ in {str(root)!r}; it must have {PARTS['train']}/, "
-                             f"{PARTS['gallery']}/ and {PARTS['query']}/")  # fmt: skip
-    raise InputError(f"market1501: found no {PARTS['train']}/ in {str(where)!r}; download {GET}, unpack it, and give "
-                     "its folder: --data-dir")  # fmt: skip
+            must = f"it must have {PARTS['train']}/, {PARTS['gallery']}/ and {PARTS['query']}/"
+            raise InputError(f"market1501: found no {missing[0]}/ in {str(root)!r}; {must}")
+    raise absent("market1501", f"{PARTS['train']}/", where, GET, "146 MB")
 
 
 def _list(root: Path, folder: str, size: int, channels: int) -> tuple[Files, Tensor, Tensor]:
@@ -72,8 +71,8 @@ def _list(root: Path, folder: str, size: int, channels: int) -> tuple[Files, Ten
             continue
         match = NAME.fullmatch(entry.name)
         if not match:
-            raise InputError(f"{root / folder}: found {entry.name!r}; must be named as 0002_c1s1_000451_03.jpg: "
-                             "person, camera, sequence, frame, box")  # fmt: skip
+            legal = "0002_c1s1_000451_03.jpg: person, camera, sequence, frame, box"
+            raise InputError(f"{root / folder}: found {entry.name!r}; must be named as {legal}")
         names.append(os.fsencode(f"{folder}/{entry.name}"))
         persons.append(int(match[1]))
         cameras.append(int(match[2]))

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from teacherless.data.bounds import a_file, check_unpacked
+from teacherless.data.contents import Contents, Options, as_it_is, same_classes
 from teacherless.data.fetch import cache_dir, download
-from teacherless.data.found import Found, Options, as_it_is, same_classes
 from teacherless.data.splits import Resident
 from teacherless.errors import InputError
 
@@ -24,31 +24,31 @@ FILES = {  # md5, MB
 }
 
 
-def svhn(options: Options) -> Found:
+def svhn(options: Options) -> Contents:
     """svhn: 73,257 + 26,032 digits of house numbers, 32x32 RGB, 10 classes (246 MB to download once).
 
     Read from `--data-dir` (train_32x32.mat, test_32x32.mat), else downloaded to the cache folder. Not distorted: a
     shifted crop shows other digits, a flipped one is none.
     """
-    return _found("svhn", ("train_32x32.mat",), options)
+    return _read("svhn", ("train_32x32.mat",), options)
 
 
-def svhn_extra(options: Options) -> Found:
+def svhn_extra(options: Options) -> Contents:
     """svhn-extra: svhn with its 531,131 extra images in train, as ONE trains it (1.6 GB to download once).
 
     Needs 2 GB of memory for the images.
     """
-    return _found("svhn-extra", ("train_32x32.mat", "extra_32x32.mat"), options)
+    return _read("svhn-extra", ("train_32x32.mat", "extra_32x32.mat"), options)
 
 
-def _found(name: str, files: tuple[str, ...], options: Options) -> Found:
+def _read(name: str, files: tuple[str, ...], options: Options) -> Contents:
     as_it_is(name, options, 32, 3)
     parts = [_mat(_file(name, file, options.data_dir)) for file in files]
     train = Resident(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
     test = _mat(_file(name, "test_32x32.mat", options.data_dir))
     classes = [str(digit) for digit in range(10)]
     same_classes(name, classes, {"train": train, "test": test})
-    return Found(name, classes, 32, 3, train, None, test)
+    return Contents(name, classes, 32, 3, train, None, test)
 
 
 def _file(name: str, file: str, data_dir: Path | None) -> Path:
@@ -56,15 +56,15 @@ def _file(name: str, file: str, data_dir: Path | None) -> Path:
     url, (md5, megabytes) = f"{URL}/{file}", FILES[file]
     if data_dir is not None:
         if not (data_dir / file).is_file():
-            raise InputError(f"{name}: found no {file} in {str(data_dir)!r}; download {url} ({megabytes} MB) to it, "
-                             "or leave --data-dir out")  # fmt: skip
+            hint = f"download {url} ({megabytes} MB) to it, or leave --data-dir out"
+            raise InputError(f"{name}: found no {file} in {str(data_dir)!r}; {hint}")
         return data_dir / file
     path = cache_dir() / "svhn" / file
     try:
         download(url, path, md5=md5)
     except InputError as error:
-        raise InputError(f"{name}: {error} (or download {url}, {megabytes} MB, yourself, and give its folder: "
-                         "--data-dir)") from error  # fmt: skip
+        hint = f"or download {url}, {megabytes} MB, yourself, and give its folder: --data-dir"
+        raise InputError(f"{name}: {error} ({hint})") from error
     return path
 
 
@@ -78,14 +78,14 @@ def _mat(path: Path) -> Resident:
     a_file(path)
     try:
         check_unpacked(path, _unpacked(path))
-        found = loadmat(path, variable_names=["X", "y"])
+        arrays = loadmat(path, variable_names=["X", "y"])
     except InputError:
         raise
     except Exception as error:  # a damaged file can raise anything: ValueError, zlib.error, TypeError, …
         raise InputError(f"{path}: is not a readable MATLAB file: truncated or foreign ({error})") from error
-    x, y = found.get("X"), found.get("y")
+    x, y = arrays.get("X"), arrays.get("y")
     if not _is_images(x) or not isinstance(y, np.ndarray) or y.shape != (x.shape[3], 1):
-        shapes = {key: list(found[key].shape) for key in ("X", "y") if key in found}
+        shapes = {key: list(arrays[key].shape) for key in ("X", "y") if key in arrays}
         raise InputError(f"{path}: found {shapes or 'neither X nor y'}; must be X, bytes [32, 32, 3, N], and y [N, 1]")
     legal = np.isin(y[:, 0], np.arange(1, 11)) if y.dtype.kind in "iuf" else np.zeros(len(y), bool)
     if not legal.all():
@@ -112,10 +112,5 @@ def _unpacked(path: Path) -> int:
 
 
 def _is_images(x: Any) -> bool:
-    return (
-        isinstance(x, np.ndarray)
-        and x.ndim == 4
-        and x.shape[:3] == (32, 32, 3)
-        and x.shape[3] > 0
-        and x.dtype == np.uint8
-    )
+    is_bytes = isinstance(x, np.ndarray) and x.dtype == np.uint8
+    return is_bytes and x.ndim == 4 and x.shape[:3] == (32, 32, 3) and x.size > 0

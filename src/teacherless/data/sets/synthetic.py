@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from teacherless.data.found import Found, Gallery, Options, Persons
+from teacherless.data.contents import Contents, Gallery, Options, Persons
 from teacherless.data.splits import Resident
 
 PERSONS = 16  # that are asked for
@@ -22,13 +22,18 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
-    "fashion-mnist": Shape(10, 28, 1), "cifar10": Shape(10, 32), "cifar100": Shape(100, 32), "svhn": Shape(10, 32),
-    "svhn-extra": Shape(10, 32), "tiny-imagenet": Shape(200, 64), "imagenet": Shape(1000, 224),
+    "fashion-mnist": Shape(10, 28, 1),
+    "cifar10": Shape(10, 32),
+    "cifar100": Shape(100, 32),
+    "svhn": Shape(10, 32),
+    "svhn-extra": Shape(10, 32),
+    "tiny-imagenet": Shape(200, 64),
+    "imagenet": Shape(1000, 224),
     "market1501": Shape(751, 128),
-}  # fmt: skip
+}
 
 
-def synthetic(name: str, options: Options) -> Found:
+def synthetic(name: str, options: Options) -> Contents:
     """Two images of every class to train on and one to test, each class with a shade of its own, the rest noise."""
     classes, size, channels = SHAPES[name]
     size, channels = options.img_size or size, 1 if options.gray else channels
@@ -45,6 +50,6 @@ def synthetic(name: str, options: Options) -> Found:
     train, test = images(torch.arange(2 * classes) % classes), images(torch.arange(classes))
     names = [str(i) for i in range(classes)]
     if name == "market1501":
-        return Found(name, names, size, channels, train, None, None,
-                     reid=Gallery(persons([1]), persons([2, 3, 4]), persons([1, 1])))  # fmt: skip
-    return Found(name, names, size, channels, train, None, test)
+        reid = Gallery(persons([1]), persons([2, 3, 4]), persons([1, 1]))
+        return Contents(name, names, size, channels, train, None, None, reid=reid)
+    return Contents(name, names, size, channels, train, None, test)

@@ -42,18 +42,20 @@ class Gallery(NamedTuple):
 
     def limited(self, limit: int) -> Gallery:
         """`limit / 8` of the persons that are asked for, and `limit` images of nobody at most."""
-        asked = torch.unique(self.query.split.labels)
-        last = int(asked[: max(1, limit // 8)][-1])
+        persons = torch.unique(self.query.split.labels)
+        last = int(persons[: max(1, limit // 8)][-1])
 
         def some(part: Persons) -> Persons:
-            who = part.split.labels
-            rows = ((who > 0) & (who <= last) | (who <= 0) & ((who <= 0).cumsum(0) <= limit)).nonzero().flatten()
+            ids = part.split.labels
+            asked = (ids > 0) & (ids <= last)
+            nobody = (ids <= 0) & ((ids <= 0).cumsum(0) <= limit)
+            rows = (asked | nobody).nonzero().flatten()
             return Persons(part.split.take(rows), part.cameras[rows])
 
         return Gallery(some(self.query), some(self.gallery), self.multi and some(self.multi))
 
 
-class Found(NamedTuple):
+class Contents(NamedTuple):
     """A data set as it comes, with the splits it has of its own."""
 
     name: str
@@ -70,7 +72,7 @@ class Found(NamedTuple):
 
 
 # How training images are distorted: a data set's own, whoever reads it (`cifar10`, `torch/CIFAR10`, `hfds/…/cifar10`).
-USUAL: dict[str, Augment] = {
+AUGMENTS: dict[str, Augment] = {
     "digits": Augment(pad=1),
     "fashionmnist": Augment(pad=2, flip=True),
     "cifar10": Augment(pad=4, flip=True),
@@ -82,11 +84,11 @@ USUAL: dict[str, Augment] = {
 }
 
 
-def usual_augment(name: str, size: int, channels: int) -> Augment:
+def default_augment(name: str, size: int, channels: int) -> Augment:
     """The data set's own distortions; of one nobody knows the papers' crop and flip, in the proportion they have at 32
     pixels, the border mirrored, as photos go on; gray images may be digits or letters and are not flipped."""
-    anyone = Augment(pad=size // 8, mode="reflect", flip=channels == 3)
-    return USUAL.get("".join(filter(str.isalnum, name.lower())), anyone)
+    unknown = Augment(pad=size // 8, mode="reflect", flip=channels == 3)
+    return AUGMENTS.get("".join(filter(str.isalnum, name.lower())), unknown)
 
 
 def limited(split: Split, limit: int) -> Split:
@@ -109,17 +111,19 @@ def as_it_is(name: str, options: Options, size: int, channels: int = 1) -> None:
 
 def same_classes(name: str, classes: Sequence[str], splits: Mapping[str, Split | None]) -> None:
     """Raises: InputError for a split that has no image of some class, with both counts."""
-    for split, found in splits.items():
-        if found is None:
-            continue
-        counts = found.labels.bincount(minlength=len(classes))
-        missing = (counts == 0).nonzero().flatten().tolist()
+    for key, split in splits.items():
+        missing = [] if split is None else without_images(split, len(classes))
         if missing:
-            raise InputError(f"{name}: {split} has images of {len(classes) - len(missing)} classes and must have "
-                             f"{len(classes)}: none of {classes[missing[0]]!r}")  # fmt: skip
+            has = f"{key} has images of {len(classes) - len(missing)} classes"
+            raise InputError(f"{name}: {has} and must have {len(classes)}: none of {classes[missing[0]]!r}")
+
+
+def without_images(split: Split, classes: int) -> list[int]:
+    """The classes that no image of a split is of."""
+    return (split.labels.bincount(minlength=classes) == 0).nonzero().flatten().tolist()
 
 
 def absent(name: str, what: str, where: Path, get: str, size: str) -> InputError:
     """The error for data that is not there: what to get, how big it is, and where we looked."""
-    return InputError(f"{name}: found no {what} in {str(where)!r}; download {get} ({size}), unpack it, and give its "
-                      "folder: --data-dir")  # fmt: skip
+    hint = f"download {get} ({size}), unpack it, and give its folder: --data-dir"
+    return InputError(f"{name}: found no {what} in {str(where)!r}; {hint}")

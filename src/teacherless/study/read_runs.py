@@ -40,6 +40,7 @@ NO_MATTER = {
     "engine",
     "workers",
     "checkpoint_every",
+    "log",
 }  # runs that differ in these are alike
 log = logging.getLogger("teacherless.study.read_runs")
 SAMPLES = 2000  # training images, and test images for features; drawn by hash, the same for every run

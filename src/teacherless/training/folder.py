@@ -32,7 +32,14 @@ def open_folder(out: Path, resume: bool = False) -> Path:
     return out
 
 
-SAFE = {"epochs", "steps", "checkpoint_every", "workers", "bad_images"}  # may change in a resumed run, on request
+SAFE = {
+    "epochs",
+    "steps",
+    "checkpoint_every",
+    "workers",
+    "bad_images",
+    "log",
+}  # may change in a resumed run, on request
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any], anyway: bool) -> None:

@@ -25,6 +25,7 @@ from teacherless.files import schemas
 from teacherless.method import Batch, Method, Progress
 from teacherless.network import call, check_ready, evaluating
 from teacherless.training import checkpoint, doctor
+from teacherless.training.board import board_of
 from teacherless.training.ema import Average
 from teacherless.training.precision import NO_BF16
 from teacherless.training.record import Line, Recorder
@@ -77,7 +78,8 @@ class Training:
         self.left: dict[str, int] = {}  # students that are not finite, and after how many steps
         file = out and out / "metrics.jsonl"
         batches = self.per_epoch and (self.steps or self.epochs * self.per_epoch) * len(method.phases)
-        self.recorder = Recorder(list(self.students), self.all_epochs, batches, file, quiet=quiet)
+        board = board_of(out) if settings.log else None
+        self.recorder = Recorder(list(self.students), self.all_epochs, batches, file, quiet=quiet, board=board)
         torch.manual_seed(settings.seed)
         self.epoch_random = checkpoint.random_state()  # as it was when this epoch's data was first asked for
         self._start_phase()

@@ -19,7 +19,8 @@ from teacherless.errors import ADVICE, Diverged
 from teacherless.evaluation.metrics import predicted
 from teacherless.files import disk
 from teacherless.method import Output
-from teacherless.training import live
+from teacherless.training.board import Board
+from teacherless.training.live import View, view
 
 Line = dict[str, Any]
 STUDENTS, METRICS = "students", ("top1", "nll", "entropy")  # the key of the students' sums, [4, S]; what three are
@@ -35,16 +36,24 @@ class Recorder:
         batches: how many of all epochs, or None where the data does not say.
         file: `metrics.jsonl`, or None to write nothing.
         quiet: show nothing.
+        board: where the numbers go too.
     """
 
     def __init__(
-        self, students: list[str], epochs: int, batches: int | None, file: Path | None = None, *, quiet: bool = False
+        self,
+        students: list[str],
+        epochs: int,
+        batches: int | None,
+        file: Path | None = None,
+        *,
+        quiet: bool = False,
+        board: Board | None = None,
     ) -> None:
-        self.students, self.file = students, file
+        self.students, self.file, self.board = students, file, board
         self.history: list[Line] = []
         self.seconds = 0.0  # of training, without evaluation and saving
         self.images = 0
-        self.screen = None if quiet else live.view(students, epochs, batches)
+        self.screen = None if quiet else view(students, epochs, batches)
         self._clear()
 
     def _clear(self) -> None:
@@ -99,8 +108,8 @@ class Recorder:
         self.history.append(disk.finite(line))
         if self.file:
             disk.append(self.file, json.dumps(self.history[-1]))
-        if self.screen:
-            self.screen.epoch(self.history[-1])
+        for each in self._watchers():
+            each.epoch(self.history[-1])
         self.check(epoch)
         self._clear()
         return line
@@ -131,11 +140,14 @@ class Recorder:
         self.sums = {name: sums[name] for name in values["terms"]}  # in the order in which they are added up
         self.spent = values["spent"]
 
+    def _watchers(self) -> list[View | Board]:
+        return [each for each in (self.screen, self.board) if each]
+
     def __enter__(self) -> Recorder:
-        if self.screen:
-            self.screen.open(self.history)
+        for each in self._watchers():
+            each.open(self.history)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.screen:
-            self.screen.close()
+        for each in self._watchers():
+            each.close()

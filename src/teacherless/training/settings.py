@@ -58,6 +58,9 @@ class Settings(BaseModel):
     checkpoint_every: str = Field(
         "10m", pattern=r"^[1-9]\d*[mes]$", description="10m, 2e or 500s: minutes, epochs, steps"
     )
+    log: Literal["tensorboard"] | None = Field(
+        None, description="write the numbers of metrics.jsonl for TensorBoard too, to tensorboard/ in the run folder"
+    )
 
     @field_validator("opt_betas")
     @classmethod
@@ -101,6 +104,7 @@ class SettingsDict(TypedDict, total=False):
     amp: bool
     amp_anyway: bool
     checkpoint_every: str
+    log: Literal["tensorboard"] | None
 
 
 def read(model: type[M], values: Mapping[str, Any], where: str = "") -> M:

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo readme-demo test slow exhaustive crash mutate golden check clean
+.PHONY: demo readme-demo results check-results readme test slow exhaustive crash mutate golden check clean
 .DEFAULT_GOAL := test
 
 $(BIN)/.ready: pyproject.toml constraints.txt
@@ -23,6 +23,15 @@ demo: $(BIN)/.ready  ## does it help? five methods, plain for as long as the dea
 readme-demo: $(BIN)/.ready  ## the demo once more from nothing, and what it prints into the README
 	rm -rf runs/readme-demo
 	$(BIN)/python benchmarks/readme_demo.py $(BIN)/teacherless $(DEMO) --out runs/readme-demo
+
+results: $(BIN)/.ready  ## a study of results/ again, as designed: make results STUDY=digits
+	$(BIN)/python results/ledger.py run $(STUDY)
+
+check-results: $(BIN)/.ready  ## one network of the ledger, picked at random, trained again: the same bits?
+	$(BIN)/python results/ledger.py check $(STUDY)
+
+readme: $(BIN)/.ready  ## every number that README.md and docs/learnt.md take from the ledger
+	$(BIN)/python results/ledger.py write
 
 test: $(BIN)/.ready  ## the tests, with coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow and not exhaustive' --cov --cov-report=term:skip-covered

@@ -88,14 +88,14 @@ def networks(summary: Path) -> dict[str, str]:
 
 def check(study: str | None) -> None:
     """Run one cell again. Raises: SystemExit if its networks have other bits."""
-    from teacherless.runs.config import Run
+    from teacherless.runs.config import Run, as_given
     from teacherless.study.cells import run_cell
 
     files = sorted(HERE.glob(f"{study or '*'}/*/cells.jsonl"))
     cells = [(path, json.loads(line)) for path in files for line in path.read_text("utf-8").splitlines()]
     path, cell = random.choice([(path, cell) for path, cell in cells if cell["files"]])
     settings = json.loads(path.with_name("compare.json").read_text("utf-8"))["settings"] | cell["settings"]
-    run = Run.model_validate({key: value for key, value in settings.items() if key in Run.model_fields})
+    run = Run.model_validate(as_given({key: value for key, value in settings.items() if key in Run.model_fields}))
     with tempfile.TemporaryDirectory() as out:
         run_cell(run, Path(out) / "cell")
         same = networks(Path(out) / "cell" / "summary.json") == cell["files"]

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from teacherless.models.files import load_student as load_student
     from teacherless.models.files import save_student as save_student
     from teacherless.models.foreign.wrapper import adapt as adapt
+    from teacherless.runs.estimator import PeerClassifier as PeerClassifier
     from teacherless.training.lifecycle import train as train
 
 __version__ = "0.1.0"
@@ -67,6 +68,7 @@ _HOME = {
     "models": ["create"],
     "models.foreign.wrapper": ["adapt"],
     "models.files": ["load_student", "save_student"],
+    "runs.estimator": ["PeerClassifier"],
     "training.lifecycle": ["train"],
 }
 _NAMES = {name: module for module, names in _HOME.items() for name in names}

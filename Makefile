@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo readme-demo results check-results readme test slow exhaustive crash mutate golden check clean
+.PHONY: demo readme-demo results check-results readme test slow exhaustive pythons crash mutate golden check clean
 .DEFAULT_GOAL := test
 
 $(BIN)/.ready: pyproject.toml constraints.txt
@@ -41,6 +41,9 @@ slow: $(BIN)/.ready  ## every recipe run small, and runs that are killed and res
 
 exhaustive: $(BIN)/.ready  ## every crash point, thousands of damaged files and command lines: an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m exhaustive
+
+pythons:  ## losses, methods and the command line on Python 3.12 and 3.13, where they are: some gigabytes of torch each
+	tests/pythons.sh
 
 crash: $(BIN)/.ready  ## 50 runs killed at random moments, resumed, compared bit for bit: a few minutes
 	TEACHERLESS_CRASHES=50 $(BIN)/python -m pytest -s tests/training/test_crash.py

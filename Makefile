@@ -9,7 +9,7 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps timm torchvision  # for tests: the torch stays, no downloader
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps timm torchvision axe-playwright-python  # for tests: the torch stays, no downloader, no browser
 	touch $@
 
 # Ten labelled images a class: few enough that methods differ, cheap enough for ten seeds. A machine of one kind prints

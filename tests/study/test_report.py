@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -210,32 +209,6 @@ def test_churn_and_what_is_often_wrong() -> None:
     assert churn([a, b, c]) == pytest.approx(100 * (1 + 2 + 1) / 12)
     found = often_wrong(torch.stack([a, b, c]), torch.tensor([0, 1, 2, 3]))
     assert [(w["row"], w["wrong"], w["taken_for"]) for w in found] == [(3, 2, 0), (2, 1, 0)]
-
-
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
-
-
-@pytest.mark.skipif(not BROWSER, reason="there is no Chromium here")
-@pytest.mark.parametrize("width", [1280, 390])
-def test_in_a_browser(comparison: Path, tmp_path: Path, width: int) -> None:
-    """The script runs, nothing is refused or reported, no name runs as code, and it prints whole."""
-    folder = copied(comparison, tmp_path)
-    for cell in (folder / "cells").iterdir():
-        stored = json.loads((cell / "run.json").read_text())
-        stored["data"]["name"] = "<script>document.title='taken'</script>"
-        disk.write_json(cell / "run.json", stored)
-    page(folder)
-    base = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
-            f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900"]  # fmt: skip
-    address = (folder / report.NAME).as_uri()
-    shown = subprocess.run([*base, "--dump-dom", address], capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in shown.stderr
-    dom = Elements(shown.stdout)
-    assert "copy as CSV" in dom.text and "taken" not in re.findall("<title>(.*?)</title>", shown.stdout)
-    assert [tag for tag, _ in dom.tags].count("script") == 1
-    pdf = tmp_path / "page.pdf"
-    subprocess.run([*base, f"--print-to-pdf={pdf}", address], capture_output=True, timeout=120, check=True)
-    assert pdf.read_bytes().startswith(b"%PDF")
 
 
 @pytest.mark.parametrize(

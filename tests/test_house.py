@@ -43,6 +43,16 @@ MAY: dict[str, set[str]] = {
 }
 
 
+# The core, to be read in an evening, without what has a subject of its own: other engines, what a run shows.
+CORE = {"losses", "method", "methods", "models.staged", "evaluation", "training"}
+NOT_CORE = {"training.engines", "training.live", "training.board"}
+CORE_LINES, CORE_CODE = 5100, 3110  # all of its lines, and those of code, at most: to be lowered, never raised
+# What the core may import besides itself and Python's own library: from outside, and from the house.
+FENCE = {"torch", "numpy", "safetensors", "pydantic", "filelock"}
+NEAR = {"errors", "batch", "network", "files", "data", "models.files", "models.layers", *NOT_CORE, "__version__"}
+PLAIN_ROOMS = {"losses", "method", "batch", "network", "errors", "methods", "evaluation", "training", "data"}
+
+
 def imports(file: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
@@ -79,6 +89,46 @@ def test_arrows_go_down(file: Path) -> None:
         assert outside == {"torch"}
     if part != "distributed":
         assert not any(name.startswith("torch.distributed") for name in found)
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__")
+
+
+def core() -> list[Path]:
+    modules = {file: module_of(file) for file in sorted(SRC.rglob("*.py"))}
+    return [file for file, name in modules.items() if within(name, CORE) and not within(name, NOT_CORE)]
+
+
+def code_lines(text: str) -> int:
+    """Lines that are not blank, comments or docstrings."""
+    spans = [range(0)]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+            spans.append(range(node.body[0].lineno - 1, node.body[0].end_lineno or 0))
+    docs = set().union(*spans)
+    lines = (line.strip() for i, line in enumerate(text.splitlines()) if i not in docs)
+    return sum(bool(line) and not line.startswith("#") for line in lines)
+
+
+def test_the_core_is_read_in_an_evening() -> None:
+    texts = [file.read_text(encoding="utf-8") for file in core()]
+    assert sum(text.count("\n") for text in texts) <= CORE_LINES
+    assert sum(map(code_lines, texts)) <= CORE_CODE
+
+
+def test_the_core_keeps_to_its_fence() -> None:
+    names = {name for file in core() for name in imports(file)}
+    inside = {name.removeprefix("teacherless.") for name in names if name.startswith("teacherless.")}
+    packages = {folder.name for folder in SRC.iterdir() if folder.is_dir()}
+    assert not {name for name in inside - packages if not within(name, CORE | NEAR)}
+    assert {name.split(".")[0] for name in names} - {"teacherless", *sys.stdlib_module_names} <= FENCE
+
+
+@pytest.mark.parametrize("file", sorted(SRC.rglob("*.py")), ids=lambda f: str(f.relative_to(SRC)))
+def test_layouts_are_ruffs_own(file: Path) -> None:
+    if within(module_of(file), PLAIN_ROOMS):
+        assert "# fmt: skip" not in file.read_text(encoding="utf-8")
 
 
 def test_help_and_import_need_no_torch() -> None:

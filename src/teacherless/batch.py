@@ -61,7 +61,8 @@ def parts(item: Any) -> tuple[Any, Any, Any]:
     if isinstance(item, Mapping):
         return _of_mapping(item)
     if isinstance(item, (tuple, list)) and len(item) in (2, 3):
-        return item[0], item[1], item[2] if len(item) == 3 else None
+        x, y, index = (*item, None)[:3]
+        return x, y, index
     what = f"{type(item).__name__}" + (f" of {len(item)}" if isinstance(item, (tuple, list)) else "")
     raise InputError(f"data: found a {what}; must be {SHAPES}")
 
@@ -72,7 +73,8 @@ def _of_mapping(item: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     y, index = (next((rest.pop(key) for key in keys if key in rest), None) for keys in (LABELS, INDEX))
     if y is None or not rest:
         raise InputError(f"data: found a dict with {sorted(map(str, item))}; needs one of {LABELS}, and an input")
-    return next(iter(rest.values())) if len(rest) == 1 else rest, y, index
+    x = next(iter(rest.values())) if len(rest) == 1 else rest
+    return x, y, index
 
 
 def _is_text(value: Any) -> bool:
@@ -171,7 +173,9 @@ def weighted(labels: Tensor, weights: Tensor) -> Tensor:
 
 def leaves(x: Input) -> Iterator[Tensor]:
     """Every tensor of an input."""
-    return iter((x,) if isinstance(x, Tensor) else x.values() if isinstance(x, Mapping) else x)
+    if isinstance(x, Mapping):
+        return iter(x.values())
+    return iter((x,) if isinstance(x, Tensor) else x)
 
 
 def mapped(change: Callable[..., Tensor], *inputs: Input) -> Input:

@@ -35,12 +35,12 @@ class Stopped(RuntimeError):
         self.signal = signal
 
 
-def unknown(kind: str, found: str, legal: Iterable[str]) -> InputError:
+def unknown(kind: str, name: str, legal: Iterable[str]) -> InputError:
     """The error for a name nobody knows, with the nearest legal one."""
     legal = sorted(legal)
-    near = difflib.get_close_matches(found, legal, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, legal, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return InputError(f"unknown {kind} {found!r}{hint} (known: {', '.join(legal)})")
+    return InputError(f"unknown {kind} {name!r}{hint} (known: {', '.join(legal)})")
 
 
 def names_code(where: object, name: str) -> InputError:

@@ -70,7 +70,8 @@ def arguments(x: Input) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """An input as positional and keyword arguments."""
     if isinstance(x, Mapping):
         return (), dict(x)
-    return (x if isinstance(x, tuple) else (x,)), {}
+    positional = x if isinstance(x, tuple) else (x,)
+    return positional, {}
 
 
 def packed(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Input:

@@ -223,7 +223,9 @@ def _decode(files: Files, what: str) -> tuple[Resident, Bad]:
 
     bad = _try_all(put, len(files), f"reading {what}")
     split = Resident(pixels, files.labels)
-    return split.take(_without(len(files), bad)) if bad else split, bad
+    if bad:
+        split = split.take(_without(len(files), bad))
+    return split, bad
 
 
 def _headers(files: Files, what: str) -> tuple[Files, Bad]:

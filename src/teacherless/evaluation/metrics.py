@@ -28,8 +28,8 @@ def evaluate(predictors: Mapping[str, nn.Module], batches: Iterable[Any]) -> dic
         "agreement": percent of the samples that another one takes for the same class, the mean over the others.
     """
     logits, labels = predict(predictors, batches)
-    together = agreement(logits)
-    return {name: dict(metrics(each, labels)) | together.get(name, {}) for name, each in logits.items()}
+    agreements = agreement(logits)
+    return {name: dict(metrics(each, labels)) | agreements.get(name, {}) for name, each in logits.items()}
 
 
 @torch.no_grad()
@@ -80,12 +80,13 @@ def metrics(logits: Tensor, labels: Tensor) -> Iterator[tuple[str, float]]:
 
 def agreement(logits: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
     """`{name: {"agreement": percent}}` of predictors `[N, C]` that give classes, where there are several of them."""
-    guess = {name: guess for name, each in logits.items() if ((guess := predicted(each)) != NO_CLASS).any()}
-    if len(guess) < 2:
+    guesses = {name: predicted(each) for name, each in logits.items()}
+    guesses = {name: guess for name, guess in guesses.items() if (guess != NO_CLASS).any()}
+    if len(guesses) < 2:
         return {}
-    everyone = torch.stack(list(guess.values()))  # [S, N]
-    same = {name: float((everyone == own).double().mean(1).sum()) - 1 for name, own in guess.items()}
-    return {name: {"agreement": 100 * value / (len(guess) - 1)} for name, value in same.items()}
+    all_guesses = torch.stack(list(guesses.values()))  # [S, N]
+    same = {name: float((all_guesses == own).double().mean(1).sum()) - 1 for name, own in guesses.items()}
+    return {name: {"agreement": 100 * value / (len(guesses) - 1)} for name, value in same.items()}
 
 
 def balanced_accuracy(guess: Tensor, labels: Tensor) -> float:

@@ -160,7 +160,9 @@ class Mean(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """As the class says."""
-        return x.mean(1) if x.dim() == 3 else F.adaptive_avg_pool2d(x, 1) if x.dim() == 4 else x
+        if x.dim() == 4:
+            return F.adaptive_avg_pool2d(x, 1)
+        return x.mean(1) if x.dim() == 3 else x
 
 
 def _gate(channels: int, branches: int) -> nn.Module:

@@ -94,8 +94,8 @@ class PSKD(Method):
         soft = torch.where(no_past, ce, losses.soft_ce(logits, past))  # [B]
         alpha = self.alpha * (progress.epoch.to(ce.dtype) + 1) / progress.epochs
         if self.training:
-            said = losses.log_probs(logits.detach()).exp().to(self.memory.dtype)
-            self.memory[self.whole_batch(batch.index)] = self.whole_batch(said)
+            probs = losses.log_probs(logits.detach()).exp().to(self.memory.dtype)
+            self.memory[self.whole_batch(batch.index)] = self.whole_batch(probs)
         return Output({"ce": ((1 - alpha) * ce).mean(), "past": (alpha * soft).mean()}, logits.detach()[None])
 
     # The memory is no buffer: DistributedDataParallel would give every rank the first one's. As extra state it is in

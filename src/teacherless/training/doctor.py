@@ -60,8 +60,8 @@ class Record(NamedTuple):
 
 def examine(run: Record) -> list[Finding]:
     """All findings, what spoils most first."""
-    told = [each for check in CHECKS for each in check(run)]
-    return [{"finding": finding, "evidence": evidence, "advice": advice} for finding, evidence, advice in told]
+    findings = [finding for check in CHECKS for finding in check(run)]
+    return [{"finding": what, "evidence": evidence, "advice": advice} for what, evidence, advice in findings]
 
 
 def listening(method: Method, students: Collection[str]) -> Tensor | None:

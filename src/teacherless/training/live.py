@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from teacherless.files import schemas
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, JustifyMethod, RenderableType
     from rich.table import Table
 
 OFTEN = 0.5  # seconds at least between two drawings
@@ -74,8 +74,8 @@ class View:
     def show(self) -> None:
         """Say what the last epoch brought."""
         line = self.lines[-1]
-        each = [f"{name} {shown(line, 'train/top1', name)} / {shown(line, 'val/top1', name)}"
-                for name in self.students if name not in line.get("left", {})]  # fmt: skip
+        names = [name for name in self.students if name not in line.get("left", {})]
+        each = [f"{name} {shown(line, 'train/top1', name)} / {shown(line, 'val/top1', name)}" for name in names]
         left = [f"({who})"] if (who := self.who_left()) else []
         loss, *facts = self.facts()
         epoch = f"epoch {line['epoch'] + 1}/{self.epochs}"
@@ -90,18 +90,18 @@ class View:
 
     def facts(self) -> list[str]:
         """Of the whole run: the last epoch's loss, what teaches against cross-entropy, speed, the time left."""
-        found = []
+        facts = []
         if self.lines:
             line = self.lines[-1]
-            found.append("loss not finite" if line["train/loss"] is None else f"loss {line['train/loss']:.4f}")
+            facts.append("loss not finite" if line["train/loss"] is None else f"loss {line['train/loss']:.4f}")
             labels, others = schemas.terms(line)
             if others and sum(labels.values()):
-                found.append(f"{' + '.join(others)} / ce {sum(others.values()) / sum(labels.values()):.3g}")
-            found.append(f"{line['img_per_s']:,.0f} img/s")
+                facts.append(f"{' + '.join(others)} / ce {sum(others.values()) / sum(labels.values()):.3g}")
+            facts.append(f"{line['img_per_s']:,.0f} img/s")
         gained = self.far() - self.start
         if gained > 0 and self.far() < 1:
-            found.append(f"{duration((time.monotonic() - self.began) / gained * (1 - self.far()))} left")
-        return found
+            facts.append(f"{duration((time.monotonic() - self.began) / gained * (1 - self.far()))} left")
+        return facts
 
     def agreement(self) -> list[str]:
         """How often the others take a validation image for the same class: of every student, of two of both."""
@@ -173,8 +173,10 @@ class Screen(View):
         if len(self.students) == 1:
             del keys["agreement %"]
         last = self.lines[-1] if self.lines else {}
-        rows = [[name, sparkline(curve, low, high, size, blocks).ljust(size), shown(last, "val/top1", name),
-                 *(shown(last, key, name) for key in keys.values())] for name, curve in curves.items()]  # fmt: skip
+        rows = []
+        for name, curve in curves.items():
+            numbers = [shown(last, key, name) for key in ("val/top1", *keys.values())]
+            rows.append([name, sparkline(curve, low, high, size, blocks).ljust(size), *numbers])
         empty = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         return fitted(empty, self.console, ["student", "val top-1", "last", *keys], rows, left=2)
 
@@ -236,8 +238,9 @@ def fitted(
 
     for i, column in enumerate(columns):
         widest = max(len(column), *(len(row[i]) for row in rows))
-        table.add_column(column, justify="left" if i < left else "right", no_wrap=column != text,
-                         min_width=min(widest, SENTENCE) if column == text else widest)  # fmt: skip
+        width = min(widest, SENTENCE) if column == text else widest
+        side: JustifyMethod = "left" if i < left else "right"
+        table.add_column(column, justify=side, no_wrap=column != text, min_width=width)
     for row in rows:
         table.add_row(*row)
     wide = console.options.update(max_width=10_000)

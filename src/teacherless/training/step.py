@@ -191,7 +191,8 @@ class Engine:
     @property
     def precision(self) -> str:
         """`bf16`, `fp32`, or why it is not bf16."""
-        return NO_BF16 if self.refused else "bf16" if self.amp else "fp32"
+        used = "bf16" if self.amp else "fp32"
+        return NO_BF16 if self.refused else used
 
     def resume(self, stored: Mapping[str, Any]) -> None:
         """Compute as the run that goes on did, whatever this machine is good at."""

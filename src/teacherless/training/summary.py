@@ -95,4 +95,5 @@ def summarise(
         "img_per_s": round(recorder.images / max(recorder.seconds, 1e-9), 1),
     }
     own = {name: each for name, each in test_logits.items() if name in students}
-    return summary, predictions.of(own, test_labels) if own else {}
+    guesses = predictions.of(own, test_labels) if own else {}
+    return summary, guesses

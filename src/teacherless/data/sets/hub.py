@@ -134,7 +134,7 @@ def _only(name: str, kinds: Mapping[str, str], kind: str) -> str:
 
 def _gather(what: str, pairs: Iterable[Sequence[Any]], count: int, options: Options) -> Resident:
     """All images into memory: gray where the first is, else RGB, resized to `--img-size` or the first one's size."""
-    mode = "" if options.gray is None else "L" if options.gray else "RGB"
+    mode = {None: "", True: "L", False: "RGB"}[options.gray]
     images: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
     labels: list[int] = []
     side, cut = options.img_size, FITS[options.fit or "squash"]

@@ -20,7 +20,7 @@ from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
 from teacherless.runs.explain import lessons
 from teacherless.runs.merge import command_of
-from teacherless.study import mistakes, report
+from teacherless.study import mistakes, report, verdicts
 from teacherless.study.charts import ticks
 from teacherless.study.churn import churn, often_wrong
 from teacherless.study.compare import compare
@@ -105,11 +105,11 @@ def test_a_comparison(comparison: Path) -> None:
     difference = table["methods"]["dml"]["difference"]
     low, high = difference["corrected"]
     assert f"{difference['mean']:+.2f} points of top-1 [{low:+.2f}, {high:+.2f}], 3 seeds, for" in found
-    assert report.word((low, high)) in found
+    assert verdicts.word((low, high)) in found
     assert found.count('class="seed"') == 9  # the differences of three seeds, and the accuracies of six runs
     assert f"{table['methods']['plain']['inference']['params']:,}" in found
     both = difference["both"]
-    assert f"[{both[0]:+.2f}, {both[1]:+.2f}], {report.word(both)}." in found
+    assert f"[{both[0]:+.2f}, {both[1]:+.2f}], {verdicts.word(both)}." in found
     assert all(0 <= row["churn"] <= 100 for row in table["methods"].values())
     assert 'alt="often-wrong"' in found and found.count('class="arrow"') == 2  # two peers teach each other
 
@@ -233,14 +233,14 @@ def test_the_command_gives_the_same_settings(words: list[str]) -> None:
 
 def test_the_words_of_a_verdict() -> None:
     intervals = (None, (0.1, 2.0), (-2.0, -0.1), (-0.1, 0.2), (-0.1, 0.3), (0.05, 0.1))
-    said = [report.word(interval) for interval in intervals]
+    said = [verdicts.word(interval) for interval in intervals]
     assert said == ["INCONCLUSIVE", "BEATS", "DOES NOT BEAT", "DOES NOT BEAT", "INCONCLUSIVE", "BEATS"]
 
 
 def test_the_interval_of_a_share_is_scipys() -> None:
     for right, count in ((0, 10), (5, 10), (338, 359), (359, 359)):
         expected = binomtest(right, count).proportion_ci(method="wilson")
-        assert report.wilson(right / count, count) == pytest.approx(tuple(expected), abs=1e-6)
+        assert verdicts.wilson(right / count, count) == pytest.approx(tuple(expected), abs=1e-6)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.7, 12.2), (90.11, 90.12), (0.0, 1e-9), (1e6, 3e6)])

@@ -6,7 +6,8 @@ Nothing here writes SVG: the template does, and escapes every name.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 420, 240
@@ -60,9 +61,9 @@ class Chart(NamedTuple):
     title: str
     height: float
     marks: list[Mark]
-    x: list[tuple[float, str]]  # ticks: where, and what they say
-    y: list[tuple[float, str]]
-    names: list[tuple[str, str]]  # the legend: name, colour
+    x: Sequence[tuple[float, str]] = ()  # ticks: where, and what they say
+    y: Sequence[tuple[float, str]] = ()
+    names: Sequence[tuple[str, str]] = ()  # the legend: name, colour
     axis: str = ""
     zero: float | None = None  # where a vertical line stands
     # What the script reads out under the pointer: the epochs' places and numbers, and the values of each series.
@@ -93,38 +94,36 @@ def _up(low: float, high: float, value: float) -> float:
     return round(HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * (value - low) / (high - low), 1)
 
 
-def _labelled(values: Sequence[float], places: Sequence[float]) -> list[tuple[float, str]]:
-    return [(place, f"{value:.10g}") for place, value in zip(places, values, strict=True)]
+def _labelled(values: Sequence[float], place: Callable[[float], float]) -> list[tuple[float, str]]:
+    return [(place(value), f"{value:.10g}") for value in values]
 
 
-def rows(title: str, found: Sequence[Row], *, zero: bool = False) -> Chart:
+def rows(title: str, each: Sequence[Row], *, zero: bool = False) -> Chart:
     """Names down the page, each with its mean, its seeds and its intervals."""
-    values = [v for row in found for v in (row.mean, *row.each, *(row.interval or ()), *(row.wide or ()))]
+    values = [v for row in each for v in (row.mean, *row.each, *(row.interval or ()), *(row.wide or ()))]
     low, high = _range([*values, *([0.0] if zero else [])])
     left, step = 10, 34
-    height = TOP + step * len(found) + BOTTOM
+    at = partial(_across, low, high, left=left)
+    height = TOP + step * len(each) + BOTTOM
     marks = []
-    for i, row in enumerate(found):
+    for i, row in enumerate(each):
         y = TOP + step * i + 24
-        place = [(_across(low, high, v, left), y + 7) for v in row.each]
         marks.append(Mark("word", [(left, y - 10)], row.colour, row.name))
         for kind, ends in (("thin", row.wide), ("thick", row.interval)):
             if ends:
-                marks.append(Mark(kind, [(_across(low, high, v, left), y) for v in ends], row.colour))
-        marks += [Mark("seed", [at], row.colour, f"{v:.2f}") for at, v in zip(place, row.each, strict=True)]
-        marks.append(Mark("dot", [(_across(low, high, row.mean, left), y)], row.colour, f"{row.name}: {row.mean:.2f}"))
-    shown = ticks(low, high)
-    return Chart(title, height, marks, _labelled(shown, [_across(low, high, v, left) for v in shown]), [], [],
-                 zero=_across(low, high, 0.0, left) if zero else None)  # fmt: skip
+                marks.append(Mark(kind, [(at(v), y) for v in ends], row.colour))
+        marks += [Mark("seed", [(at(v), y + 7)], row.colour, f"{v:.2f}") for v in row.each]
+        marks.append(Mark("dot", [(at(row.mean), y)], row.colour, f"{row.name}: {row.mean:.2f}"))
+    return Chart(title, height, marks, _labelled(ticks(low, high), at), zero=at(0.0) if zero else None)
 
 
-def scatter(title: str, found: Sequence[Dot]) -> Chart:
+def scatter(title: str, dots: Sequence[Dot]) -> Chart:
     """Dots with their names."""
-    across = _range([dot.x for dot in found], 0.15)
-    up = _range([v for dot in found for v in (dot.y - dot.std, dot.y + dot.std)], 0.12)
+    across = _range([dot.x for dot in dots], 0.15)
+    up = _range([v for dot in dots for v in (dot.y - dot.std, dot.y + dot.std)], 0.12)
     marks = []
     lowest = {"word": 0.0, "end": 0.0}  # of the names so far to the right of their dots, and to the left
-    for dot in sorted(found, key=lambda dot: -dot.y):
+    for dot in sorted(dots, key=lambda dot: -dot.y):
         x, y = _across(*across, dot.x), _up(*up, dot.y)
         if dot.std:
             marks.append(Mark("thin", [(x, _up(*up, dot.y - dot.std)), (x, _up(*up, dot.y + dot.std))], dot.colour))
@@ -132,42 +131,46 @@ def scatter(title: str, found: Sequence[Dot]) -> Chart:
         side, shift = ("word", 8) if x < WIDTH / 2 else ("end", -8)
         lowest[side] = max(y + 4, lowest[side] + 14)
         marks.append(Mark(side, [(x + shift, lowest[side])], dot.colour, dot.name))
-    places, heights = ticks(*across), ticks(*up)
-    return Chart(title, HEIGHT, marks, _labelled(places, [_across(*across, v) for v in places]),
-                 _labelled(heights, [_up(*up, v) for v in heights]), [], "± std over seeds")  # fmt: skip
+    right, top = _labelled(ticks(*across), partial(_across, *across)), _labelled(ticks(*up), partial(_up, *up))
+    return Chart(title, HEIGHT, marks, right, top, axis="± std over seeds")
 
 
-def lines(title: str, axis: str, found: Sequence[Series]) -> Chart:
+def lines(title: str, axis: str, every_series: Sequence[Series]) -> Chart:
     """A line per series over the epochs, from 1; what was not measured is a gap."""
-    epochs = max(len(series.values) for series in found)
+    epochs = max(len(series.values) for series in every_series)
     every = -(-epochs // LONGEST)
     kept = sorted({*range(0, epochs, every), epochs - 1})
-    known = [v for series in found for each in (series.values, *series.faint) for v in each if v is not None]
+    known = [v for series in every_series for each in (series.values, *series.faint) for v in each if v is not None]
     known = [v for v in known if math.isfinite(v)] or [0.0]
     up, across = _range(known), (1.0, max(float(epochs), 2.0))
     places = [_across(*across, i + 1) for i in kept]
     marks: list[Mark] = []
-    for i, series in enumerate(found):
-        colour = series.colour or COLOURS[i % len(COLOURS)]
+    coloured = [(series, series.colour or COLOURS[i % len(COLOURS)]) for i, series in enumerate(every_series)]
+    for series, colour in coloured:
         for kind, values in (*(("faint", each) for each in series.faint), ("line", series.values)):
             marks += [Mark(kind, part, colour) for part in _parts(values, kept, places, up)]
     x = [v for v in ticks(*across) if v >= 1 and v == int(v)] or [1.0]
-    y = ticks(*up)
     return Chart(
-        title, HEIGHT, marks, _labelled(x, [_across(*across, v) for v in x]), _labelled(y, [_up(*up, v) for v in y]),
-        [(series.name, series.colour or COLOURS[i % len(COLOURS)]) for i, series in enumerate(found)], axis,
-        reads={s.name: [_short(s.values[i]) if i < len(s.values) else None for i in kept] for s in found},
-        places=places, epochs=[i + 1 for i in kept],
-    )  # fmt: skip
+        title,
+        HEIGHT,
+        marks,
+        _labelled(x, partial(_across, *across)),
+        _labelled(ticks(*up), partial(_up, *up)),
+        [(series.name, colour) for series, colour in coloured],
+        axis,
+        reads={s.name: [_short(s.values[i]) if i < len(s.values) else None for i in kept] for s in every_series},
+        places=places,
+        epochs=[i + 1 for i in kept],
+    )
 
 
 def graph(title: str, nodes: Sequence[str], edges: Sequence[tuple[str, str]], colour: str) -> Chart:
     """Who teaches whom: names on a circle, an arrow from each teacher to each learner."""
     middle, height = (WIDTH / 2, 105.0), 210
-    turn = 2 * math.pi / max(len(nodes), 1)
-    at = {node: middle if len(nodes) == 1 else
-          (middle[0] + 150 * math.sin(i * turn + math.pi / 2), middle[1] - 75 * math.cos(i * turn + math.pi / 2))
-          for i, node in enumerate(nodes)}  # fmt: skip
+    at = {node: middle for node in nodes}
+    for i, node in enumerate(nodes if len(nodes) > 1 else ()):
+        angle = 2 * math.pi * i / len(nodes) + math.pi / 2
+        at[node] = middle[0] + 150 * math.sin(angle), middle[1] - 75 * math.cos(angle)
     marks = []
     for teacher, learner in edges:
         if teacher == learner:
@@ -185,7 +188,7 @@ def graph(title: str, nodes: Sequence[str], edges: Sequence[tuple[str, str]], co
     for node, (x, y) in at.items():
         marks.append(Mark("dot", [_round(x, y)], colour, node))
         marks.append(Mark("middle", [_round(x, y + (22 if y >= middle[1] - 1 else -12))], "var(--ink)", node))
-    return Chart(title, height, marks, [], [], [])
+    return Chart(title, height, marks)
 
 
 def _head(start: tuple[float, float], end: tuple[float, float], colour: str) -> Mark:

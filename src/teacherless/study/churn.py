@@ -34,8 +34,8 @@ def measure(table: dict[str, Any], cells: Sequence[Cell], source: Source, out: P
     some = counter_hash(0, torch.arange(len(source.val))).argsort(stable=True)[:SAMPLES]
     device = pick_device(cells[0].run.device)
     nets = {cell.folder.name: student_of(cell).net.to(device) for cell in cells}
-    loader = Loader(source.val.take(some), batch_size=512, mean=source.mean, std=source.std, device=device,
-                    augment=None, wants=Wants(index=True))  # fmt: skip
+    stats: dict[str, Any] = {"mean": source.mean, "std": source.std, "device": device}
+    loader = Loader(source.val.take(some), batch_size=512, augment=None, wants=Wants(index=True), **stats)
     rows: list[Tensor] = []
     logits, labels = predict(nets, noting(loader.epoch(0), rows))
     labels, places = labels.cpu(), some[torch.cat(rows)]
@@ -68,5 +68,9 @@ def often_wrong(guesses: Tensor, labels: Tensor) -> list[dict[str, Any]]:
     wrong = guesses != labels  # [K, N]
     count = wrong.sum(0)
     worst = [i for i in count.argsort(descending=True, stable=True)[:MISTAKES].tolist() if count[i]]
-    return [{"row": i, "label": int(labels[i]), "taken_for": int(guesses[wrong[:, i], i].mode().values),
-             "wrong": int(count[i]), "of": len(guesses)} for i in worst]  # fmt: skip
+    found = []
+    for i in worst:
+        mostly = int(guesses[wrong[:, i], i].mode().values)
+        image = {"row": i, "label": int(labels[i]), "taken_for": mostly}
+        found.append(image | {"wrong": int(count[i]), "of": len(guesses)})
+    return found

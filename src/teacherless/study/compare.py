@@ -93,8 +93,8 @@ def compare(
     if source:
         churn.measure(table, whole, source, out)
     table["sweep"] = swept
-    table["settings"] = {**template.model_dump(mode="json"), "seeds": seeds, "methods": names, "sizes": list(sizes),
-                         "equal_compute": equal_compute, "sweep": sweep}  # fmt: skip
+    asked = {"seeds": seeds, "methods": names, "sizes": list(sizes), "equal_compute": equal_compute, "sweep": sweep}
+    table["settings"] = template.model_dump(mode="json") | asked
     disk.write_json(out / "compare.json", table)
     outcome.write_csv(table, out / "compare.csv")
     table["pictures"] = [str(path) for path in outcome.draw(table, whole, out)]

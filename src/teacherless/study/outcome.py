@@ -125,11 +125,10 @@ def tabulate(cells: Sequence[Cell], results: Results) -> Table:
     table["doctor"] = doctor.examine(table["methods"])
     sizes = {found["networks"] or 1 for found in table["methods"].values()} - {1}
     students = {seed: next(iter(comparable(*cell).values())) for seed, cell in rows.get("plain", {}).items()}
-    table["plain_networks"] = [
-        {"networks": k, "of": len(students), "ensemble": None,
-         "best": _mean([best_on_validation([students[s] for s in way]) for way in ways(list(students), k)])}
-        for k in sorted(sizes) if k <= len(students)
-    ]  # fmt: skip
+    table["plain_networks"] = []
+    for k in sorted(size for size in sizes if size <= len(students)):
+        best = _mean([best_on_validation([students[seed] for seed in way]) for way in ways(list(students), k)])
+        table["plain_networks"].append({"networks": k, "of": len(students), "ensemble": None, "best": best})
     return table
 
 
@@ -223,9 +222,9 @@ def _cohort_sizes(table: Table, cells: Sequence[Cell]) -> list[analysis.CohortRo
         kind = "independent" if cell.row == "plain" else cell.run.method
         if done and (cell.row == "plain" or METHODS[cell.run.method].cohort):
             top1 = [value for row in comparable(cell.run, done).values() if (value := headline(row)) is not None]
-            curves = analysis.curves(schemas.lines(cell.folder))
-            cohorts.append(analysis.Cohort(kind=kind, top1=top1, ensemble=headline(done["ensemble"] or {}),
-                                           entropy=None, train_entropy=curves["train_entropy"][-1]))  # fmt: skip
+            last = analysis.curves(schemas.lines(cell.folder))["train_entropy"][-1]
+            ensemble = headline(done["ensemble"] or {})
+            cohorts.append(analysis.Cohort(kind=kind, top1=top1, ensemble=ensemble, entropy=None, train_entropy=last))
     rows = analysis.cohort_size(cohort for cohort in cohorts if cohort["top1"])
     if all(count < 2 for count in Counter(row["kind"] for row in rows).values()):
         return []
@@ -246,39 +245,50 @@ def _inference(cells: Mapping[str, Cell]) -> dict[str, Table]:
         net, config = student_of(cell)
         kinds[row] = json.dumps([config[key] for key in ("architecture", "arguments", "channels", "input_size")])
         nets.setdefault(kinds[row], (net, torch.zeros(1, config["channels"], *config["input_size"])))
-    found = {
-        kind: {"params": sum(p.numel() for p in nets[kind][0].parameters()), "flops": flops(*nets[kind]),
-               **latency._asdict()}
-        for kind, latency in latencies(nets).items()
-    }  # fmt: skip
-    return {row: found[kind] for row, kind in kinds.items()}
+    priced = {kind: latency._asdict() for kind, latency in latencies(nets).items()}
+    for kind, (net, image) in nets.items():
+        priced[kind] |= {"params": sum(p.numel() for p in net.parameters()), "flops": flops(net, image)}
+    return {row: priced[kind] for row, kind in kinds.items()}
 
 
 def write_csv(table: Table, path: Path) -> None:
     """One line per row of the table, then one for each number of plain networks."""
-    header = ["method", "seeds", f"test_{table['metric']}", "std", "difference", "low", "high", "low_both", "high_both",
-              "p_holm", "nll", "ece", "networks", "best_on_validation", "ensemble", "cost", "train_seconds",
-              "train_flops", "params", "flops", "ms", "low_ms", "high_ms", "verdict", "left", "failed"]  # fmt: skip
+    lines = [{"method": row, **_csv_row(each, table["metric"])} for row, each in table["methods"].items()]
     with disk.whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        out = csv.DictWriter(file, header)
+        out = csv.DictWriter(file, lines[0])
         out.writeheader()
-        for row, found in table["methods"].items():
-            student, difference = found["student"] or {}, found["difference"] or {}
-            low, high = difference.get("corrected") or (None, None)
-            low_both, high_both = difference.get("both") or (None, None)
-            means = {key: (found[key] or {}).get("mean") for key in ("nll", "ece", "best", "ensemble")}
-            out.writerow({
-                "method": row, "seeds": student.get("seeds"), header[2]: student.get("mean"),
-                "std": student.get("std"), "difference": difference.get("mean"), "low": low, "high": high,
-                "low_both": low_both, "high_both": high_both,
-                "p_holm": difference.get("p_holm"), "best_on_validation": means.pop("best"), **means,
-                **{key: found[key] for key in ("networks", "cost", "train_seconds", "train_flops", "verdict")},
-                **(found["inference"] or {}), **{key: "; ".join(found[key].values()) for key in ("left", "failed")},
-            })  # fmt: skip
-        for found in table["plain_networks"]:
-            k = found["networks"]
-            out.writerow({"method": f"{k} plain networks", "networks": k, "best_on_validation": found["best"],
-                          "ensemble": found["ensemble"], "cost": k})  # fmt: skip
+        out.writerows(lines)
+        for networks in table["plain_networks"]:
+            k, best, ensemble = networks["networks"], networks["best"], networks["ensemble"]
+            name, count = f"{k} plain networks", {"networks": k, "cost": k}
+            out.writerow({"method": name, "best_on_validation": best, "ensemble": ensemble, **count})
+
+
+def _csv_row(row: Table, metric: str) -> Table:
+    student, difference, size = row["student"] or {}, row["difference"] or {}, row["inference"] or {}
+    low, high = difference.get("corrected") or (None, None)
+    low_both, high_both = difference.get("both") or (None, None)
+    mean = {key: (row[key] or {}).get("mean") for key in ("nll", "ece", "best", "ensemble")}
+    return {
+        "seeds": student.get("seeds"),
+        f"test_{metric}": student.get("mean"),
+        "std": student.get("std"),
+        "difference": difference.get("mean"),
+        "low": low,
+        "high": high,
+        "low_both": low_both,
+        "high_both": high_both,
+        "p_holm": difference.get("p_holm"),
+        "nll": mean["nll"],
+        "ece": mean["ece"],
+        "networks": row["networks"],
+        "best_on_validation": mean["best"],
+        "ensemble": mean["ensemble"],
+        **{key: row[key] for key in ("cost", "train_seconds", "train_flops")},
+        **{key: size.get(key) for key in ("params", "flops", "ms", "low_ms", "high_ms")},
+        "verdict": row["verdict"],
+        **{key: "; ".join(row[key].values()) for key in ("left", "failed")},
+    }
 
 
 def draw(table: Table, cells: Sequence[Cell], out: Path) -> list[Path]:

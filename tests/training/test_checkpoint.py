@@ -30,6 +30,7 @@ from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
 from teacherless.training import checkpoint, folder
 from teacherless.training.record import Recorder
+from teacherless.training.settings import Settings, read
 from teacherless.training.stop import Signals
 
 TIMES = {"img_per_s", "seconds", "train_seconds", "files"}  # files: one of the checksums is of a file of times
@@ -362,9 +363,9 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
 
 
 def test_every() -> None:
-    for text in ("10", "0s", "2h", "-1e", "e"):
-        with pytest.raises(InputError, match="--checkpoint-every"):
-            checkpoint.Every(text)
+    for text in ("10", "0s", "2h", "-1e", "e", "5s\n"):
+        with pytest.raises(InputError, match=r"--checkpoint-every: found .*; must be like 10m"):
+            read(Settings, {"checkpoint_every": text})
     assert [checkpoint.Every("3s").due(step, None) for step in range(1, 7)] == [False, False, True] * 2
     assert not checkpoint.Every("2e").due(4, None)
     assert checkpoint.Every("2e").due(4, 2)

@@ -6,6 +6,7 @@ Field descriptions are the command line's help, so a flag is declared in one pla
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -55,9 +56,7 @@ class Settings(BaseModel):
     )
     amp: bool = Field(False, description="train in bfloat16 where that is fast; losses and weights stay in float32")
     amp_anyway: bool = Field(False, description="as --amp, also on a CPU without bf16 instructions, where it is slow")
-    checkpoint_every: str = Field(
-        "10m", pattern=r"^[1-9]\d*[mes]$", description="10m, 2e or 500s: minutes, epochs, steps"
-    )
+    checkpoint_every: str = Field("10m", description="10m, 2e or 500s: minutes, epochs, steps")
     log: Literal["tensorboard"] | None = Field(
         None, description="write the numbers of metrics.jsonl for TensorBoard too, to tensorboard/ in the run folder"
     )
@@ -67,6 +66,14 @@ class Settings(BaseModel):
     def _are_decays(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not all(0 <= beta < 1 for beta in value):
             raise ValueError(f"--opt-betas: found {value}; must be two numbers from 0 to less than 1")
+        return value
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _is_interval(cls, value: str) -> str:
+        if not re.fullmatch(r"[1-9]\d*[mes]", value):
+            legal = "must be like 10m (minutes), 2e (epochs) or 500s (steps)"
+            raise ValueError(f"--checkpoint-every: found {value!r}; {legal}")
         return value
 
     @model_validator(mode="after")

@@ -28,9 +28,7 @@ def top1(out: Path, seed: int, amp: bool, args: argparse.Namespace) -> float:
                    "--train-samples", args.train_samples, "--seed", str(seed), "--out", str(out), "--engine", "loop",
                    *(["--amp"] if amp else []), *(["--resume"] if out.exists() else [])]  # fmt: skip
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(
-            [sys.executable, "-m", "teacherless.cli", *command], check=True, env=env, stdout=subprocess.DEVNULL
-        )
+        subprocess.run([sys.executable, "-m", "teacherless", *command], check=True, env=env, stdout=subprocess.DEVNULL)
     students = json.loads((out / "summary.json").read_text())["students"]
     return float(next(iter(students.values()))["test_top1"])
 

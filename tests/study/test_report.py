@@ -14,7 +14,8 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from teacherless.cli import _merged, app, main
+from teacherless.cli import app, main
+from teacherless.cli.given import merged
 from teacherless.files import disk, schemas
 from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
@@ -223,7 +224,7 @@ def test_churn_and_what_is_often_wrong() -> None:
 def test_the_command_gives_the_same_settings(words: list[str]) -> None:
     def settings(words: list[str]) -> Run:
         _, bound, _ = app.parse_args(words)
-        return _merged(bound.arguments["method"], bound.arguments["flags"])
+        return merged(bound.arguments["method"], bound.arguments["flags"])
 
     asked = settings(words)
     stored = json.loads(json.dumps(asked.model_dump(mode="json")))

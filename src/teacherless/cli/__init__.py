@@ -10,62 +10,37 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
-from pydantic import BaseModel
+from cyclopts import App, CycloptsError
 
 import teacherless
-from teacherless.errors import Diverged, InputError, Stopped, short, unknown
+from teacherless.cli.given import AllFlags, Json, Switch, examples, merged
+from teacherless.cli.lists import lists
+from teacherless.errors import Diverged, InputError, Stopped, short
 from teacherless.files import schemas
-from teacherless.runs.config import Run
-from teacherless.runs.flags import DataFlags, Flags
+from teacherless.runs.flags import Flags
 from teacherless.study import show
-
-
-def _examples(*lines: str) -> str:
-    return "\n".join(["Examples:", *(f"  teacherless {line}" for line in lines)])
-
 
 app = App(
     name="teacherless",
     help="Train better classifiers without a teacher.",
     version=teacherless.__version__,
     help_format="plaintext",
-    help_epilogue=_examples(
+    help_epilogue=examples(
         "compare --data photos --student resnet18    # does it help on my data?",
         "train dml --data photos --out runs/first    # two networks teach each other",
         "predict runs/first more-photos",
         "COMMAND --help",
     ),
 )
-lists = App(
-    name="list",
-    help="Show what there is: methods, models, data or recipes; with NAME, all about one.",
-    help_epilogue=_examples("list methods", "list methods dml", "list recipes"),
-)
 app.command(lists)
-
-AllFlags = Annotated[Flags, Parameter(name="*")]
-SomeFlags = Annotated[DataFlags, Parameter(name="*")]
-Json = Annotated[bool, Parameter(name="--json", negative=(), help="print JSON instead of a table")]
-Switch = Annotated[bool, Parameter(negative=())]
-
-
-def _given(flags: BaseModel) -> list[str]:
-    return [f"--{flag.replace('_', '-')}" for flag, value in flags if value is not None]
-
-
-def _merged(method: str | None, flags: BaseModel, recipe: Path | None = None, stored: Any = None) -> Run:
-    from teacherless.runs.merge import merge
-
-    return merge(method, dict(flags), recipe, stored)
 
 
 @app.command(
-    help_epilogue=_examples(
+    help_epilogue=examples(
         "train dml --data photos --student resnet18 --out runs/first",
         "train dml --student resnet8 --student small-cnn,lr=0.05    # two kinds",
         "train one --data cifar10 --student resnet32 --epochs 200 --amp",
@@ -106,7 +81,7 @@ def train(
     if out and resume and not stored and not (method or recipe):
         why = "was stopped before it began" if (out / ".lock").exists() else "is no run folder"
         raise InputError(f"--resume: {out} {why}; give the whole command again")
-    run = _merged(method, flags, recipe, stored and stored["settings"])
+    run = merged(method, flags, recipe, stored and stored["settings"])
     from teacherless.runs.execute import execute
     from teacherless.training.precision import tune_allocator
 
@@ -130,7 +105,7 @@ def train(
         show.summary(result.summary, result.out, smoke=run.small)
 
 
-@app.command(help_epilogue=_examples("plan dml --data photos --student resnet18 --peers 3 --epochs 100"))
+@app.command(help_epilogue=examples("plan dml --data photos --student resnet18 --peers 3 --epochs 100"))
 def plan(
     method: str | None = None,
     /,
@@ -148,7 +123,7 @@ def plan(
     recipe
         one of `teacherless list recipes`, or a TOML file of settings; METHOD and flags beat it.
     """
-    run = _merged(method, flags, recipe)
+    run = merged(method, flags, recipe)
     from teacherless.runs.plan import Plan
     from teacherless.training.precision import tune_allocator
 
@@ -157,7 +132,7 @@ def plan(
 
 
 @app.command(
-    help_epilogue=_examples(
+    help_epilogue=examples(
         "compare --data photos --student resnet18 --seeds 5",
         "compare --methods dml,one --equal-compute --set dml.temperature=2",
     )
@@ -220,7 +195,7 @@ def compare(
     else:
         show.comparison(table, smoke=run.small)
         print("open:", table["report"] or folder / "compare.csv")
-    return 4 if any(found["failed"] for found in table["methods"].values()) else 0
+    return 4 if any(row["failed"] for row in table["methods"].values()) else 0
 
 
 def _range(name: str, text: str) -> range:
@@ -231,7 +206,7 @@ def _range(name: str, text: str) -> range:
     return range(int(low), int(high) + 1)
 
 
-@app.command(help_epilogue=_examples("evaluate runs/first", "evaluate runs/first/students/peer0 --data more-photos"))
+@app.command(help_epilogue=examples("evaluate runs/first", "evaluate runs/first/students/peer0 --data more-photos"))
 def evaluate(
     path: Path,
     /,
@@ -263,18 +238,18 @@ def evaluate(
     from teacherless.runs.results import evaluate_folder
     from teacherless.study import mistakes
 
-    found = evaluate_folder(path, data=data, data_dir=data_dir, split=split, trust_imports=trust_imports)
-    out = out or mistakes.default_out(path, found)
-    mistakes.write(found, out)
+    evaluation = evaluate_folder(path, data=data, data_dir=data_dir, split=split, trust_imports=trust_imports)
+    out = out or mistakes.default_out(path, evaluation)
+    mistakes.write(evaluation, out)
     if json:
-        show.as_json({**found.about(), "out": out})
+        show.as_json({**evaluation.about(), "out": out})
     else:
-        show.evaluation(found)
+        show.evaluation(evaluation)
         print("pictures and tables:", out)
     _report_again(path)
 
 
-@app.command(help_epilogue=_examples("predict runs/first more-photos", "predict runs/first a.jpg b.jpg --json"))
+@app.command(help_epilogue=examples("predict runs/first more-photos", "predict runs/first a.jpg b.jpg --json"))
 def predict(
     student: Path,
     images: list[Path],
@@ -304,9 +279,9 @@ def predict(
     from teacherless.runs.predict import predict as run_predict
     from teacherless.runs.stored import shipped
 
-    found = list(run_predict(shipped(student, trust_imports=trust_imports), find(images), top))
-    show.predictions(found, "json" if json else format)
-    bad = [p for p in found if p.error]
+    each = list(run_predict(shipped(student, trust_imports=trust_imports), find(images), top))
+    show.predictions(each, "json" if json else format)
+    bad = [p for p in each if p.error]
     if bad:
         more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
         print(f"teacherless: cannot read {bad[0].path}: {bad[0].error}{more}", file=sys.stderr)
@@ -314,7 +289,7 @@ def predict(
 
 
 @app.command(
-    help_epilogue=_examples(
+    help_epilogue=examples(
         "export runs/first --format onnx --dynamic-batch",
         "export runs/first --which ensemble --format torch --with-preprocessing",
     )
@@ -378,7 +353,7 @@ def export(
     )
 
 
-@app.command(help_epilogue=_examples("analyse runs/compare-photos", "analyse runs/first runs/second --out analysis"))
+@app.command(help_epilogue=examples("analyse runs/compare-photos", "analyse runs/first runs/second --out analysis"))
 def analyse(
     paths: list[Path], /, *, out: Path | None = None, trust_imports: Switch = False, json: Json = False
 ) -> None:
@@ -404,7 +379,7 @@ def analyse(
         print("open", files[0])
 
 
-@app.command(help_epilogue=_examples("report runs/compare-photos --open", "report runs/first"))
+@app.command(help_epilogue=examples("report runs/compare-photos --open", "report runs/first"))
 def report(path: Path, /, *, open: Switch = False) -> None:
     """Write report.html of a run or a comparison, also of one that is not finished: all on one page, for a browser.
 
@@ -431,109 +406,6 @@ def _report_again(folder: Path) -> None:
 
     if (folder / report.NAME).is_file():
         report.write_or_say(folder)
-
-
-@lists.command(name="methods", help_epilogue=_examples("list methods dml", "list methods dml --student resnet8"))
-def list_methods(name: str | None = None, /, *, flags: AllFlags = Flags(), json: Json = False) -> None:
-    """The methods; with NAME its card. With NAME and any flag of train: who learns from which term, and how strongly.
-
-    Parameters
-    ----------
-    name
-        one of them.
-    """
-    given = _given(flags)
-    if given and name is None:
-        raise InputError(f"{given[0]}: is of `teacherless list methods NAME`")
-    if given:
-        from teacherless.runs.explain import explain
-
-        return show.explanation(explain(_merged(name, flags)), json)
-    from teacherless.methods import METHODS
-
-    cards = {key: (sys.modules[value.__module__].__doc__ or "").strip() for key, value in METHODS.items()}
-    if name is None:
-        cards = {key: card.partition(": ")[2] for key, card in cards.items()}
-    _show_cards("method", cards, name, json)
-
-
-@lists.command(name="models", help_epilogue=_examples("list models resnet32", "list models timm/resnet18"))
-def list_models(name: str | None = None, /, *, json: Json = False) -> None:
-    """The networks; with NAME all about one, also of timm/NAME, torchvision/NAME and package.module:function.
-
-    Parameters
-    ----------
-    name
-        one of them.
-    """
-    from teacherless.models import MODELS, describe
-    from teacherless.models.foreign.by_name import is_foreign
-
-    names = [name] if name and is_foreign(name) else list(MODELS)
-    _show_cards("model", {key: describe(key) for key in names}, name, json)
-
-
-@lists.command(name="data", help_epilogue=_examples("list data photos --aug default+cutmix --show sheet.png"))
-def list_data(
-    name: str | None = None, /, *, flags: SomeFlags = DataFlags(), show: Path | None = None, json: Json = False
-) -> None:
-    """The data sets; with NAME all about one, of a folder its classes, counts, sizes, split and unreadable files.
-
-    Parameters
-    ----------
-    name
-        one of them, or a folder of images.
-    show
-        write a picture of training images: each as it is, two views, its class.
-    """
-    from teacherless import data
-    from teacherless.runs.build import load_source
-    from teacherless.study import show as screen
-
-    run, given = _merged("plain", flags), [*_given(flags), *(["--show"] if show else [])]
-    if name is None and given:
-        raise InputError(f"{given[0]}: is of `teacherless list data NAME`")
-    if name is not None and (show is not None or name not in data.SOURCES):
-        source = load_source(run.model_copy(update={"data": name}), quiet=True)
-        if show is not None:
-            return data.contact_sheet(source, show)
-        return screen.source(source, data.survey(name, run.data_dir), json)
-    cards = {key: (value.__doc__ or "").strip().removeprefix(f"{key}: ") for key, value in data.SOURCES.items()}
-    _show_cards("data", cards, name, json)
-
-
-@lists.command(name="recipes", help_epilogue=_examples("list recipes dml/cifar100-resnet32x2"))
-def list_recipes(name: str | None = None, /, *, json: Json = False) -> None:
-    """Rows of the papers' tables, with the published number; with NAME all about one.
-
-    Parameters
-    ----------
-    name
-        one of them.
-    """
-    from teacherless.runs import recipes
-
-    found = [recipes.load(each) for each in ([name] if name else recipes.names())]
-    if json:
-        show.as_json([each._asdict() for each in found])
-    elif name:
-        print("\n".join(map(show.printable, recipes.card(found[0]).splitlines())))
-    else:
-        show.recipes(found)
-
-
-def _show_cards(kind: str, cards: Mapping[str, str], name: str | None, json: bool) -> None:
-    """The first line of each, or the whole of one. Raises: InputError for a name that is none of them."""
-    if name is not None and name not in cards:
-        raise unknown(kind, name, cards)
-    if json:
-        show.as_json({name: cards[name]} if name else {key: card.splitlines()[0] for key, card in cards.items()})
-    elif name is None:
-        show.names(kind, cards)
-    elif kind == "method":
-        show.card(cards[name])
-    else:
-        print(f"{name}: {cards[name]}")
 
 
 @app.command(name="--install-completion")

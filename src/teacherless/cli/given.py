@@ -1,0 +1,34 @@
+"""What commands share: the kinds of their flags, and the settings that a user's flags merge to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from pydantic import BaseModel
+
+from teacherless.runs.config import Run
+from teacherless.runs.flags import DataFlags, Flags
+
+AllFlags = Annotated[Flags, Parameter(name="*")]
+SomeFlags = Annotated[DataFlags, Parameter(name="*")]
+Json = Annotated[bool, Parameter(name="--json", negative=(), help="print JSON instead of a table")]
+Switch = Annotated[bool, Parameter(negative=())]
+
+
+def given(flags: BaseModel) -> list[str]:
+    """The flags that were typed."""
+    return [f"--{flag.replace('_', '-')}" for flag, value in flags if value is not None]
+
+
+def merged(method: str | None, flags: BaseModel, recipe: Path | None = None, stored: Any = None) -> Run:
+    """As `runs.merge.merge`, which needs torch: `--help` does not."""
+    from teacherless.runs.merge import merge
+
+    return merge(method, dict(flags), recipe, stored)
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help."""
+    return "\n".join(["Examples:", *(f"  teacherless {line}" for line in lines)])

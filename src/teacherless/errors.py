@@ -17,7 +17,10 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used: the text names it, says what was found and what is legal."""
+    """Something the user gave cannot be used: the text names it, says what was found and what is legal, in one line."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(one_line(text))
 
 
 ADVICE = "try a lower --lr or --clip-grad 1"  # when training diverged
@@ -47,6 +50,16 @@ def names_code(where: object, name: str) -> InputError:
     """The error for a file that names code to run, where the command line does not trust it."""
     hint = "if you trust it, say --trust-imports (in Python: trust_imports=True)"
     return InputError(f"{where}: names code to run, {name!r}; {hint}")
+
+
+def printable(text: str) -> str:
+    """A name as it may be printed: without newlines, escapes and what else would change a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def one_line(text: object) -> str:
+    """A text as it may be printed, whatever a file put into it."""
+    return printable(" ".join(str(text).split()))
 
 
 def short(value: Any) -> str:

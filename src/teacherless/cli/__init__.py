@@ -19,7 +19,7 @@ from cyclopts import App, CycloptsError
 import teacherless
 from teacherless.cli.given import AllFlags, Json, Switch, examples, merged
 from teacherless.cli.lists import lists
-from teacherless.errors import Diverged, InputError, Stopped, short
+from teacherless.errors import Diverged, InputError, Stopped, one_line, short
 from teacherless.files import schemas
 from teacherless.runs.flags import Flags
 from teacherless.study import show
@@ -457,7 +457,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: Exception | str, code: int) -> int:
-    print("teacherless:", show.printable(" ".join(str(error).split())), file=sys.stderr)
+    print("teacherless:", one_line(error), file=sys.stderr)
     return code
 
 

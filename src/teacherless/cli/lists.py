@@ -9,7 +9,7 @@ from pathlib import Path
 from cyclopts import App
 
 from teacherless.cli.given import AllFlags, Json, SomeFlags, examples, given, merged
-from teacherless.errors import InputError, unknown
+from teacherless.errors import InputError, printable, unknown
 from teacherless.runs.flags import DataFlags, Flags
 from teacherless.study import show
 
@@ -104,7 +104,7 @@ def list_recipes(name: str | None = None, /, *, json: Json = False) -> None:
     if json:
         show.as_json([row._asdict() for row in rows])
     elif name:
-        print("\n".join(map(show.printable, recipes.card(rows[0]).splitlines())))
+        print("\n".join(map(printable, recipes.card(rows[0]).splitlines())))
     else:
         show.recipes(rows)
 

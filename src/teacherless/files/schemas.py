@@ -168,6 +168,8 @@ class Summary(TypedDict):
     chosen: str
     doctor: NotRequired[list[Finding]]
     left: NotRequired[dict[str, int]]  # students that are not finite, and after how many steps
+    dead: NotRequired[list[str]]  # students that say the same of every validation image
+    unreadable: NotRequired[int]
     files: NotRequired[dict[str, str]]
     train_seconds: Number
 
@@ -178,6 +180,8 @@ def _is_measured(summary: Summary) -> Summary:
     for name, row in rows.items():
         if missing := sorted(MEASURED - row.keys()):
             raise ValueError(f"{name} has no {missing[0]}")
+        if row.get("params", 0) is None:
+            raise ValueError(f"{name}: params: found None; must be a number")
     if summary["chosen"] not in summary["students"]:
         raise ValueError(f"chooses {short(summary['chosen'])}, which is none of its students")
     return summary
@@ -253,6 +257,7 @@ def terms(line: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
     return labels, {name: value for name, value in found.items() if name not in labels}
 
 
+@with_config(OPEN)
 class Failed(TypedDict):
     """failed.json of a comparison's cell."""
 

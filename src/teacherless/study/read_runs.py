@@ -30,7 +30,6 @@ from teacherless.runs.config import Run
 from teacherless.runs.stored import read_run
 from teacherless.study.findings import KINDS, AnalysedRun, Finding, Groups, look
 from teacherless.study.outcome import comparable
-from teacherless.study.show import printable
 from teacherless.training.step import pick_device
 
 NO_MATTER = {
@@ -109,7 +108,7 @@ def read(paths: Sequence[Path], trust_imports: bool = False) -> tuple[Groups, So
         except InputError as error:
             if name is None:
                 raise
-            log.warning("%s; left out", printable(str(error)))
+            log.warning("%s; left out", error)
     if not loaded:
         raise InputError(f"{paths[0]}: holds no run that can be read")
     found = [one.run for one in loaded]

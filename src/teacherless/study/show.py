@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from teacherless.errors import printable
 from teacherless.files import disk
 from teacherless.training.live import duration, fitted
 
@@ -58,11 +59,6 @@ def table(
     cells = [[printable(cell or "") for cell in row] for row in rows]
     out = console()
     out.print(fitted(Table(box=SIMPLE, title=title or None), out, columns, cells, left=left, text=text), crop=False)
-
-
-def printable(text: str) -> str:
-    """A name as it may be printed: without newlines, escapes and what else would change a terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def as_json(value: Any) -> None:

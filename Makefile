@@ -48,6 +48,18 @@ pythons:  ## losses, methods and the command line on Python 3.12 and 3.13, where
 crash: $(BIN)/.ready  ## 50 runs killed at random moments, resumed, compared bit for bit: a few minutes
 	TEACHERLESS_CRASHES=50 $(BIN)/python -m pytest -s tests/training/test_crash.py
 
+INPUTS ?= 20000
+FUZZ := .venv-fuzz/bin
+$(FUZZ)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-fuzz
+	$(FUZZ)/pip install --quiet -c constraints.txt torch
+	$(FUZZ)/pip install --quiet -c constraints.txt -e . atheris
+	touch $@
+
+.PHONY: fuzz
+fuzz: $(FUZZ)/.ready  ## coverage-guided fuzzing of all that reads files: INPUTS=20000 for each of 12 readers
+	OMP_NUM_THREADS=1 $(FUZZ)/python tests/fuzz/fuzz.py --inputs $(INPUTS)
+
 mutate: $(BIN)/.ready  ## the losses and methods broken in a hundred ways, each to be noticed: some minutes
 	$(BIN)/python tests/mutate.py
 
@@ -60,4 +72,4 @@ check: $(BIN)/.ready  ## format, lint, types
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv runs dist
+	rm -rf .venv .venv-fuzz runs dist

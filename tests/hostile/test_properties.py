@@ -194,6 +194,10 @@ FOUND = {  # here or by fuzz.py: each was once a traceback, or more than one lin
     "no number of parameters": ("summary.json", {**SUMMARY, "students": {"peer0": MEASURED | {"params": None}}}),
     "dead, but no list": ("summary.json", {**SUMMARY, "students": {"peer0": MEASURED}, "dead": 1}),
     "more than why": ("failed.json", {"": None, "failed": ""}),
+    "more channels than a tensor can have": (
+        "config.json",
+        {**STUDENT, "arguments": {**STUDENT["arguments"], "in_channels": 7 * 10**31}},
+    ),
     "no images of absurd size": ("idx", idx_head([0, 2**32 - 1, 2**32 - 1])),
 }
 

@@ -90,7 +90,8 @@ def _agrees(config: Config) -> Config:
 
 
 CONFIG = TypeAdapter(Annotated[Config, AfterValidator(_agrees)])
-Scalar = bool | Annotated[int, Field(ge=-1, le=2**20)] | Number | Annotated[str, Field(max_length=200)] | None
+Small = Annotated[float, Field(ge=-(2**20), le=2**20, allow_inf_nan=False)]
+Scalar = bool | Annotated[int, Field(ge=-1, le=2**20)] | Small | Annotated[str, Field(max_length=200)] | None
 ARGUMENTS = TypeAdapter(dict[str, Scalar | Annotated[list[Scalar], Field(max_length=64)]])  # without trust
 
 

@@ -45,7 +45,7 @@ MUTUAL, PARTS = "methods/_mutual.py", "methods/_parts.py"
 DDGSD, KD, FITNETS, BYOT = "methods/ddgsd.py", "methods/kd.py", "methods/fitnets.py", "methods/byot.py"
 FRSKD, PSKD, TFKD, CSKD = "methods/frskd.py", "methods/ps_kd.py", "methods/tf_kd.py", "methods/cs_kd.py"
 PLAIN, SMOOTHING, SNAPSHOT = "methods/plain.py", "methods/label_smoothing.py", "methods/snapshot.py"
-DLB = "methods/dlb.py"
+DLB, RDROP, COSUB = "methods/dlb.py", "methods/r_drop.py", "methods/cosub.py"
 
 MUTANTS = [
     Mutant("KL direction flipped", LOSSES, "(log_q.exp() * (log_q - log_p))", "(log_p.exp() * (log_p - log_q))"),
@@ -200,8 +200,8 @@ MUTANTS = [
            "        past = self.memory[batch.index]"),
     Mutant("PS-KD: alpha off by one", PSKD, "(progress.epoch.to(ce.dtype) + 1)", "progress.epoch.to(ce.dtype)"),
     Mutant("PS-KD: evaluation is remembered", PSKD, "if self.training:", "if True:"),
-    Mutant("PS-KD: rows mixed up", PSKD, "self.memory[batch.index] = losses",
-           "self.memory[: len(batch.index)] = losses"),
+    Mutant("PS-KD: rows mixed up", PSKD, "self.memory[self.whole_batch(batch.index)] =",
+           "self.memory[: len(batch.index)] ="),
     Mutant("PS-KD: logits remembered", PSKD, "losses.log_probs(logits.detach()).exp()", "logits.detach()"),
     Mutant("PS-KD: no past counts as zeros", PSKD, "torch.where(no_past, ce, losses.soft_ce(logits, past))",
            "losses.soft_ce(logits, past)"),
@@ -215,6 +215,23 @@ MUTANTS = [
     Mutant("DLB: no fixed place", DLB, "!= [(x.shape, x.dtype) for x in self.last]", "!= []"),
     Mutant("DLB: lost by resume", DLB, "enumerate(self.last)})", "enumerate([])})"),
     Mutant("DLB: a loaded state is written to", DLB, ".to(device, copy=True)", ".to(device)"),
+    #
+    Mutant("R-Drop: one draw is a constant", RDROP, "losses.kl(z, z.flip(0))", "losses.kl(z, z.detach().flip(0))"),
+    Mutant("R-Drop: both draws are one", RDROP, "logits.chunk(2)",
+           "[logits[: len(logits) // 2]] * 2"),
+    Mutant("R-Drop: directions added up", RDROP, "losses.kl(z, z.flip(0)).mean()",
+           "losses.kl(z, z.flip(0)).mean(1).sum()"),
+    Mutant("R-Drop: CE of both averaged", RDROP, "self.smoothing).mean(1).sum()", "self.smoothing).mean()"),
+    Mutant("R-Drop: dropout in evaluation", RDROP, "self.dropout, self.training)", "self.dropout, True)"),
+    Mutant("R-Drop: dropout beside the student's own", RDROP, "0.0 if drawing_layer(student) else _possible",
+           "0.0 if False else _possible"),
+    Mutant("cosub: the other submodel learns as a target", COSUB, "z.detach().flip(0)", "z.flip(0)"),
+    Mutant("cosub: its own teacher", COSUB, "z.detach().flip(0)", "z.detach()"),
+    Mutant("cosub: weights swapped", COSUB, "(1 - self.weight) * hard", "self.weight * hard"),
+    Mutant("cosub: sigmoids summed over classes", COSUB, "losses.bce(z, others.sigmoid()) / z.shape[-1]",
+           "losses.bce(z, others.sigmoid())"),
+    Mutant("cosub: softmax as a sigmoid's target", COSUB, "others.sigmoid()", "others.softmax(-1)"),
+    Mutant("BCE: weight ignored", LOSSES, "whole * F.softplus", "F.softplus"),
     #
     Mutant("TF-KD: virtual teacher's probabilities as logits", TFKD, "oracle.log()", "oracle"),
     Mutant("TF-KD: alpha the wrong way round", TFKD, "(1 - self.alpha)", "self.alpha"),

@@ -37,6 +37,12 @@ def soft_ce(z: Vector, target: Vector, temperature: float = 1.0) -> float:
     return -math.fsum(q * lp for q, lp in zip(target, log_softmax(z, temperature), strict=True))
 
 
+def bce(z: Vector, target: Vector) -> float:
+    """-Σ_c (t_c log σ(z_c) + (1 - t_c) log(1 - σ(z_c)))."""
+    log_sigmoid = [-math.log1p(math.exp(-v)) for v in z], [-math.log1p(math.exp(v)) for v in z]
+    return -math.fsum(t * a + (1 - t) * b for t, a, b in zip(target, *log_sigmoid, strict=True))
+
+
 def ce(z: Vector, label: int, smoothing: float = 0.0) -> float:
     """-log p_y, or with the target (1 - ε)·onehot + ε/C."""
     return soft_ce(z, onehot(label, len(z), smoothing))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from teacherless.method import progress as progress
     from teacherless.methods import METHODS as METHODS
     from teacherless.methods.byot import BYOT as BYOT
+    from teacherless.methods.cosub import Cosub as Cosub
     from teacherless.methods.cs_kd import CSKD as CSKD
     from teacherless.methods.ddgsd import DDGSD as DDGSD
     from teacherless.methods.dlb import DLB as DLB
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from teacherless.methods.one import ONE as ONE
     from teacherless.methods.plain import Plain as Plain
     from teacherless.methods.ps_kd import PSKD as PSKD
+    from teacherless.methods.r_drop import RDrop as RDrop
     from teacherless.methods.snapshot import Snapshot as Snapshot
     from teacherless.methods.tf_kd import TFKD as TFKD
     from teacherless.models import create as create
@@ -52,6 +54,7 @@ _HOME = {
         "METHODS",
         "BYOT",
         "CSKD",
+        "Cosub",
         "DDGSD",
         "DLB",
         "DML",
@@ -62,6 +65,7 @@ _HOME = {
         "ONE",
         "PSKD",
         "Plain",
+        "RDrop",
         "Snapshot",
         "TFKD",
     ],

@@ -79,6 +79,21 @@ def soft_ce(logits: Tensor, probs: Tensor) -> Tensor:
     return -(full(probs) * log_probs(logits)).sum(-1)
 
 
+def bce(logits: Tensor, shares: Tensor, whole: Tensor | float = 1.0) -> Tensor:
+    """Cross-entropy of a sigmoid for each class, Σ_c -(t_c log σ(z_c) + (w - t_c) log(1 - σ(z_c))).
+
+    Args:
+        logits: `[..., B, C]`.
+        shares: t, `[..., B, C]`, each in [0, w].
+        whole: w, `[..., B, 1]`: above 1 for samples that weigh more.
+
+    Returns: `[..., B]`, in nats.
+    Raises: ValueError if the last two axes differ.
+    """
+    _same_tail("shares", shares, logits)
+    return (whole * F.softplus(full(logits)) - shares * full(logits)).sum(-1)
+
+
 def kl(logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """T² · KL(target ‖ student), both softened by T: the student moves towards the target.
 

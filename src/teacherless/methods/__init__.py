@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from teacherless.method import Method
 from teacherless.methods.byot import BYOT
+from teacherless.methods.cosub import Cosub
 from teacherless.methods.cs_kd import CSKD
 from teacherless.methods.ddgsd import DDGSD
 from teacherless.methods.dlb import DLB
@@ -15,6 +16,7 @@ from teacherless.methods.label_smoothing import LabelSmoothing
 from teacherless.methods.one import ONE
 from teacherless.methods.plain import Plain
 from teacherless.methods.ps_kd import PSKD
+from teacherless.methods.r_drop import RDrop
 from teacherless.methods.snapshot import Snapshot
 from teacherless.methods.tf_kd import TFKD
 
@@ -33,4 +35,6 @@ METHODS: dict[str, type[Method]] = {
     "cs-kd": CSKD,
     "snapshot": Snapshot,
     "dlb": DLB,
+    "r-drop": RDrop,
+    "cosub": Cosub,
 }

@@ -17,6 +17,8 @@ NARROWER = {  # the same kind of network, narrower or shorter
     "resnet50": "resnet18",
     "resnet110-bottleneck": "resnet14-bottleneck",
     "timm/mobilenetv1_100": "mobilenet",
+    "timm/vit_base_patch16_384": "resnet18",
+    "timm/deit3_small_patch16_224": "resnet18",
 }
 
 
@@ -26,7 +28,7 @@ def student(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     if name.startswith("resnext"):
         smaller["base_width"] = 1
     if name.startswith("timm/"):
-        smaller["stem"] = "imagenet"
+        smaller = {"stem": "imagenet"}
     return {"name": NARROWER.get(name, name), "arguments": smaller}
 
 

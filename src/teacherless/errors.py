@@ -30,6 +30,10 @@ class Diverged(RuntimeError):
     """Training produced a loss, weights or predictions that are not finite; the command line exits with 4."""
 
 
+class Lost(RuntimeError):
+    """Another rank of the run is gone, or did not answer in time; the command line exits with 5."""
+
+
 class Stopped(RuntimeError):
     """A signal ended the run; the command line exits with 128 + its number, as a shell would report it."""
 
@@ -77,7 +81,7 @@ def python_names() -> Iterator[None]:
     """Inside, errors name Python's arguments, `clip_grad`, where the command line's say `--clip-grad`."""
     try:
         yield
-    except (InputError, Diverged, Stopped) as error:
+    except (InputError, Diverged, Lost, Stopped) as error:
         error.args = (re.sub(r"--([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), str(error)), *error.args[1:])
         raise
 

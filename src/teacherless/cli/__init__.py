@@ -1,7 +1,7 @@
 """The command line: parse, call, print. Nothing here knows how anything is done.
 
 Exit codes: 0 done; 2 the user must change something (one line on stderr), also where the system refuses;
-4 training diverged; 130 interrupted; 141 nobody reads the output.
+4 training diverged; 5 a rank was lost; 130 interrupted; 141 nobody reads the output.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from cyclopts import App, CycloptsError
 import teacherless
 from teacherless.cli.given import AllFlags, Json, Switch, examples, merged
 from teacherless.cli.lists import lists
-from teacherless.errors import Diverged, InputError, Stopped, one_line, short
+from teacherless.errors import Diverged, InputError, Lost, Stopped, one_line, short
 from teacherless.files import schemas
 from teacherless.runs.flags import Flags
 from teacherless.study import show
+from teacherless.training import torchrun
 
 app = App(
     name="teacherless",
@@ -74,7 +75,10 @@ def train(
     resume_anyway
         also where epochs, steps, workers or checkpoints were changed.
     """
-    resume |= resume_anyway
+    again, may = torchrun.restarts()
+    if may and out is None:
+        raise InputError("--out: is missing; it is what torchrun --max-restarts goes on with")
+    resume |= resume_anyway or again > 0
     if resume and out is None:
         raise InputError("--resume: needs --out, the run folder to go on with")
     stored = schemas.stored(out) if resume and out else None
@@ -87,6 +91,8 @@ def train(
 
     tune_allocator()
     result = execute(run, out, resume=resume, anyway=resume_anyway, quiet=json)
+    if torchrun.rank():
+        return
     from teacherless.runs import card
     from teacherless.study import report
 
@@ -179,6 +185,8 @@ def compare(
     run, names = merge_comparison(methods, dict(flags) | ({"peers": None} if sizes else {}), recipe)
     if seeds < 1:
         raise InputError(f"--seeds: found {seeds}; must be at least 1")
+    if torchrun.size() > 1:
+        raise InputError("compare: its runs are side by side by --jobs; start it without torchrun")
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs: found {jobs}; must be at least 1")
     from teacherless.study.compare import compare as run_comparison
@@ -447,6 +455,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error, 2)
     except Diverged as error:
         return _complain(error, 4)
+    except Lost as error:
+        return _complain(error, 5)
     except Stopped as stop:
         return _complain(stop, 128 + stop.signal)
     except KeyboardInterrupt:
@@ -457,7 +467,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: Exception | str, code: int) -> int:
-    print("teacherless:", one_line(error), file=sys.stderr)
+    if torchrun.rank() == 0:
+        print("teacherless:", one_line(error), file=sys.stderr)
     return code
 
 

@@ -73,6 +73,7 @@ class Loader:
     ) -> None:
         self.augment, self.wants, self.seed, self.batch_size = augment, wants, seed, batch_size
         self.begun = 0  # epochs, by iterating
+        self.rank, self.ranks = 0, 1  # of a global batch of `ranks` batches, the one that is read here
         self.balanced, self.bad_images, self.quiet = balanced, bad_images, quiet
         self.unreadable: list[str] = []  # "file: why", of those met so far
         self.device, self.workers = torch.device(device), workers
@@ -99,7 +100,7 @@ class Loader:
 
     def __len__(self) -> int:
         if self.augment is not None:
-            return len(self.labels) // self.batch_size
+            return len(self.labels) // (self.batch_size * self.ranks)
         return -(-len(self.labels) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -127,7 +128,8 @@ class Loader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from number `start` on."""
         order, keys = self._order(epoch)
-        batches, draws = (torch.split(each, self.batch_size)[start : len(self)] for each in (order, keys))
+        ours = slice(self.rank, len(self) * self.ranks, self.ranks)
+        batches, draws = (torch.split(each, self.batch_size)[ours][start:] for each in (order, keys))
         needed = (self._needed(*pair, epoch) for pair in zip(batches, draws, strict=True))
         for keys, (rows, pixels, takes) in zip(draws, self.reader.read(needed), strict=True):
             if len(rows):

@@ -27,9 +27,13 @@ def evaluate(predictors: Mapping[str, nn.Module], batches: Iterable[Any]) -> dic
         the mean entropy of the predictions in nats, ECE in percent with 15 bins. Of several predictors also
         "agreement": percent of the samples that another one takes for the same class, the mean over the others.
     """
-    logits, labels = predict(predictors, batches)
-    agreements = agreement(logits)
-    return {name: dict(metrics(each, labels)) | agreements.get(name, {}) for name, each in logits.items()}
+    return measured(*predict(predictors, batches))
+
+
+def measured(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, dict[str, float]]:
+    """`evaluate`, of predictions that are there: `[N, C]` of each predictor, `[N]`."""
+    together = agreement(logits)
+    return {name: dict(metrics(each, labels)) | together.get(name, {}) for name, each in logits.items()}
 
 
 @torch.no_grad()

@@ -132,6 +132,14 @@ class Data(TypedDict):
 
 
 @with_config(OPEN)
+class Mesh(TypedDict):
+    """How many ranks computed a run, along each axis."""
+
+    peer: Count
+    data: Count
+
+
+@with_config(OPEN)
 class Stored(TypedDict):
     """run.json: what a run was started with. The settings are checked by who takes them up."""
 
@@ -139,6 +147,7 @@ class Stored(TypedDict):
     data: Data
     engine: Literal["loop", "threads", "graph"]
     amp: dict[str, Any] | None
+    ranks: NotRequired[Mesh | None]
     epochs: NotRequired[int]  # of all phases
     teacher: NotRequired[str | None]  # the hash of its weights
     init: NotRequired[str | None]  # of those that the students started from

@@ -12,6 +12,7 @@ from teacherless.data import Loader, Source
 from teacherless.method import Wants
 from teacherless.runs.build import build_method, init_hash, load_source
 from teacherless.runs.config import Run, new_folder
+from teacherless.training.distributed import opened
 from teacherless.training.lifecycle import About, Result, to_the_end
 from teacherless.training.loop import Training
 from teacherless.training.step import pick_device
@@ -20,14 +21,23 @@ from teacherless.training.summary import search_of
 
 def execute(run: Run, out: Path | None, *, resume: bool = False, anyway: bool = False, quiet: bool = False) -> Result:
     """One run of the command line: build, train, write the folder `out`, or a new one. Raises: as `train`."""
-    source = load_source(run, quiet=quiet)
-    if not quiet:
-        print(source, flush=True)
-    about = About(describe(source), inputs(source), init_hash(run), search_of(source, run.workers))
-    method, per_student = build_method(run, source)
-    train, val, test = loaders(run, source, method.wants, pick_device(run.device), quiet=quiet)
-    training = Training(method, train, val, run, per_student, out or new_folder(run), quiet=quiet)
-    return to_the_end(training, test, about, resume=resume, anyway=anyway)
+    with opened(run) as ranks:
+        quiet |= ranks.rank > 0
+        with ranks.together():
+            source = load_source(run, quiet=quiet)
+            if not quiet:
+                print(source, flush=True)
+            about = About(describe(source), inputs(source), init_hash(run), search_of(source, run.workers))
+            method, per_student = build_method(run, source)
+            train, val, test = loaders(run, source, method.wants, pick_device(run.device), quiet=quiet)
+            out = out or (None if ranks.rank else new_folder(run))
+        ranks.check(method, run, source.fingerprint)
+        out = ranks.from_first(out)
+        with ranks.together():
+            training = Training(method, train, val, run, per_student, out, quiet=quiet, ranks=ranks)
+        if ranks.size > 1 and not quiet:
+            print(f"{ranks}; batch {run.batch_size} each, {run.batch_size * train.ranks} in all", flush=True)
+        return to_the_end(training, test, about, resume=resume, anyway=anyway)
 
 
 def loaders(run: Run, source: Source, wants: Wants, device: torch.device, *, quiet: bool = False) -> list[Any]:

@@ -49,7 +49,12 @@ class Average:
 
 def averaged_tensors(method: Method) -> dict[str, Tensor]:
     """Every parameter and every running mean and variance, once each, detached: the same memory, no gradients."""
-    tensors = {name: parameter.detach() for name, parameter in method.named_parameters()}
+    return {name: parameter.detach() for name, parameter in method.named_parameters()} | norm_buffers(method)
+
+
+def norm_buffers(method: Method) -> dict[str, Tensor]:
+    """Every running mean and variance."""
+    tensors: dict[str, Tensor] = {}
     for path, module in method.named_modules():
         if isinstance(module, _NormBase):
             buffers = dict(module.named_buffers(prefix=path))

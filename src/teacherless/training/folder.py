@@ -32,6 +32,7 @@ def open_folder(out: Path, resume: bool = False) -> Path:
     return out
 
 
+FREE = {"parallel", "place", "timeout"}  # change nothing but where it is computed
 SAFE = {
     "epochs",
     "steps",
@@ -45,8 +46,9 @@ SAFE = {
 def compare(before: Mapping[str, Any], now: Mapping[str, Any], anyway: bool) -> None:
     """Whether a run may go on. Raises: InputError listing what is not as it was."""
     differences, unsafe = [], False
-    for key in before["settings"].keys() | now["settings"].keys():
-        old, new = before["settings"].get(key), now["settings"].get(key)
+    was, wanted = _settings(before), _settings(now)
+    for key in was.keys() | wanted.keys():
+        old, new = was.get(key), wanted.get(key)
         if old != new:
             differences.append(f"{key} was {short(old)}, is {short(new)}")
             unsafe |= key not in SAFE
@@ -62,6 +64,14 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], anyway: bool) -> 
     if differences and (unsafe or not anyway):
         how = "" if unsafe else "; --resume-anyway goes on with these"
         raise InputError(f"--resume: the run was started otherwise: {'; '.join(sorted(differences))}{how}")
+
+
+def _settings(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a run's numbers; the batch is that of all ranks together."""
+    settings = {key: value for key, value in run["settings"].items() if key not in FREE}
+    if "batch_size" in settings:
+        settings["batch_size"] *= (run.get("ranks") or {}).get("data", 1)
+    return settings
 
 
 @contextmanager

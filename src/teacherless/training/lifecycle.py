@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +20,8 @@ from teacherless.method import Method, Wants
 from teacherless.methods import METHODS
 from teacherless.methods._parts import Frozen
 from teacherless.models.files import CONFIG, WEIGHTS, load_weights, save_student, state_hash
-from teacherless.training import checkpoint, folder, predictions
+from teacherless.training import checkpoint, distributed, folder, predictions
+from teacherless.training.distributed import Ranks
 from teacherless.training.loop import Training
 from teacherless.training.record import Line
 from teacherless.training.settings import Settings, SettingsDict, read
@@ -91,6 +93,7 @@ def train(
         raise InputError(f"method: found a {type(method).__name__}; must be a method, such as tl.Plain(net)")
     with python_names():
         chosen = read(Settings, settings)
+    with python_names(), distributed.opened(chosen) as ranks:
         device = pick_device(chosen.device)
         pairs = ((train_data, method.wants), (val_data, Wants()), (test_data, Wants()))
         dtype = next((p.dtype for p in method.parameters() if p.is_floating_point()), None)
@@ -98,43 +101,77 @@ def train(
             None if each is None else as_loader(each, wants, device, dtype=dtype, train=each is train_data)
             for each, wants in pairs
         ]
-        own = method.smoothing
-        method.smoothing = chosen.smoothing or own
+        smoothing = method.smoothing
+        method.smoothing = chosen.smoothing or smoothing
         try:
             where = Path(out) if out else None
-            training = Training(method, data[0], data[1], chosen, per_student or {}, where, quiet=quiet)
-            training.on_epoch = on_epoch
+            ranks.check(method, chosen, [getattr(each, "labels", torch.empty(0)).tolist() for each in data])
+            with ranks.together():
+                own = per_student or {}
+                training = Training(method, data[0], data[1], chosen, own, where, quiet=quiet, ranks=ranks)
+            training.on_epoch = None if ranks.rank else on_epoch
             return to_the_end(training, data[2], resume=resume or resume_anyway, anyway=resume_anyway)
         finally:
-            method.smoothing = own
+            method.smoothing = smoothing
 
 
 def to_the_end(
     training: Training, test: Any, about: About = NOTHING, *, resume: bool = False, anyway: bool = False
 ) -> Result:
     """Open the folder, train, evaluate, write. The folder is held while this runs."""
-    training.test, out = test, training.out
-    if out is None:
-        training.loop()
-        return _finish(training, about)
+    training.test, ranks, done = test, training.ranks, None
+    with contextlib.ExitStack() as held:
+        with ranks.together():
+            if training.out:
+                done = _open(training, training.out, about, held, resume, anyway)
+        engine, began, over = ranks.from_first((training.engine.about(), ranks.began, done is not None))
+        if ranks.rank:
+            training.engine.resume(engine)
+            if began:
+                training.restore(began)
+        if not over:
+            done = _run(training, about)
+    if ranks.size > 1:
+        method = training.method
+        told = (done.summary, done.history, method.state_dict() if over else {}) if done else ({}, [], {})
+        summary, history, weights = ranks.from_first(told)
+        method.load_state_dict(weights or method.state_dict())
+        done = Result(summary, history, method, done and done.out)
+    assert done
+    return done
+
+
+def _open(
+    training: Training, out: Path, about: About, held: contextlib.ExitStack, resume: bool, anyway: bool
+) -> Result | None:
+    """Hold the folder, and take up what is in it. Returns a result if there is nothing left to do."""
     folder.open_folder(out, resume)
     if resume and (stored := schemas.stored(out)):
         training.engine.resume(stored)
-    with folder.locked(out):
-        disk.clear(out)
-        now = _run_json(training, about)
-        if resume and (done := _resume(training, out, now, about, anyway)):
-            return done
-        disk.write_json(out / "run.json", now)
-        _list_unreadable(training, out, about)
-        training.recorder.rewrite()
-        try:
-            with training.signals:
-                training.loop()
-                return _finish(training, about)
-        except Diverged:
-            checkpoint.go_back(out / "checkpoints", training.sound)
-            raise
+    held.enter_context(folder.locked(out))
+    disk.clear(out)
+    now = _run_json(training, about)
+    if resume and (done := _resume(training, out, now, about, anyway)):
+        return done
+    disk.write_json(out / "run.json", now)
+    _list_unreadable(training, out, about)
+    training.recorder.rewrite()
+    return None
+
+
+def _run(training: Training, about: About) -> Result | None:
+    """Train, evaluate, write; the first rank has the result."""
+    try:
+        with training.signals if training.saves else contextlib.nullcontext():
+            training.loop()
+            if training.ranks.rank:
+                return None
+            training.ranks = Ranks()  # it has everything now
+            return _finish(training, about)
+    except Diverged:
+        if training.out:
+            checkpoint.go_back(training.out / "checkpoints", training.sound)
+        raise
 
 
 def _run_json(training: Training, about: About) -> dict[str, Any]:
@@ -143,7 +180,9 @@ def _run_json(training: Training, about: About) -> dict[str, Any]:
     machine = {"device": str(training.device), "threads": torch.get_num_threads(), **training.engine.about()}
     weights = {"teacher": state_hash(teacher.net) if isinstance(teacher, Frozen) else None, "init": about.init}
     settings = {"epochs": training.all_epochs, "settings": training.settings.model_dump(mode="json")}
-    return {"versions": versions, "commit": _commit(), **machine, "data": about.data, **weights, **settings}
+    ranks = training.ranks.about()
+    data = {"data": about.data, "ranks": ranks}
+    return {"versions": versions, "commit": _commit(), **machine, **data, **weights, **settings}
 
 
 # Going on -------------------------------------------------------------------------------------------------------------
@@ -159,6 +198,12 @@ def _resume(training: Training, out: Path, now: dict[str, Any], about: About, an
     summary = schemas.summary(out)
     if summary and summary["epochs"] >= training.all_epochs and summary.get("steps", 0) >= (training.steps or 0):
         return _as_finished(training, out, summary, about)
+    if before and before.get("ranks") != now["ranks"]:
+        was, wanted = (
+            f"{each['peer']} x {each['data']} ranks" if each else "one process"
+            for each in (before.get("ranks"), now["ranks"])
+        )
+        training.say(f"begun by {was}, goes on by {wanted} (peer x data): the same but for rounding")
     if (path := _take_up(training, out)) is None:
         training.say(f"{out} has no checkpoint yet: starting from the beginning")
         return None
@@ -195,6 +240,7 @@ def _as_finished(training: Training, out: Path, summary: dict[str, Any], about: 
     if not lost:
         training.say(f"{out} is finished; nothing to resume")
         training.recorder.file = training.recorder.screen = None
+    training.ranks = Ranks()  # a checkpoint has everything, and this rank has it
     try:
         path = _take_up(training, out)
     except InputError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,13 @@ from teacherless import losses
 from teacherless.data import Loader
 from teacherless.data.own_loader import Adapted
 from teacherless.errors import ADVICE, Diverged, InputError, Stopped
-from teacherless.evaluation.metrics import evaluate
+from teacherless.evaluation.metrics import measured, predict
 from teacherless.files import schemas
 from teacherless.method import Batch, Method, Progress
 from teacherless.network import call, check_ready, evaluating
 from teacherless.training import checkpoint, doctor
 from teacherless.training.board import board_of
+from teacherless.training.distributed import Ranks
 from teacherless.training.ema import Average
 from teacherless.training.precision import NO_BF16
 from teacherless.training.record import Line, Recorder
@@ -47,19 +47,21 @@ class Training:
         out: Path | None,
         *,
         quiet: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
-        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-            why = "every process would train a copy of its own"
-            hint = "start one, or write a loop with DistributedDataParallel around the method"
-            raise InputError(f"WORLD_SIZE: found {os.environ['WORLD_SIZE']} (torchrun); {why}: {hint}")
-        self.method, self.data, self.val, self.settings, self.out = method, data, val, settings, out
+        self.method, self.data, self.val, self.settings = method, data, val, settings
+        self.ranks = ranks or Ranks()
+        self.saves, self.out = bool(out), out if self.ranks.rank == 0 else None
         self.test: Any = None
-        self.signals = Signals()  # ask for nothing until they are entered
+        self.signals = Signals(alone=self.ranks.size == 1)  # ask for nothing until they are entered
         self.on_epoch: Callable[[Line], bool | None] | None = None
         self.enough = False  # on_epoch said so
         self.device = pick_device(settings.device)
         self.every = checkpoint.Every(settings.checkpoint_every)
         self.per_student = per_student
+        check_ready(method)
+        method.to(self.device)
+        self.ranks.lay_out(method, settings, data)
         self.per_epoch: int | None = len(data) if hasattr(data, "__len__") else None
         self.epochs = method.share(settings.epochs)
         self.steps = settings.steps and method.share(settings.steps)  # of each phase
@@ -67,20 +69,22 @@ class Training:
             if self.per_epoch is None:
                 raise InputError("--steps: the training data has no length; give epochs instead")
             self.epochs = math.ceil(self.steps / self.per_epoch)
-        check_ready(method)
-        method.to(self.device)
-        self.engine = Engine(method, settings, self.device)
+        part, through = self.ranks.part, self.ranks.through
+        self.engine = Engine(part, settings, self.device, ranks=self.ranks.size, through=through)
         self.students = method.students()
+        self.own = {name: net for i, (name, net) in enumerate(self.students.items()) if i in self.ranks.own}
         self.step = self.epoch = self.batch = self.phase = 0  # batch counts within the epoch
         self.same_views = False  # a first batch held several distortions of each image that were one
         self.sound = 0  # the last finished epoch's checkpoint has this number, if there is one
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.left: dict[str, int] = {}  # students that are not finite, and after how many steps
-        file = out and out / "metrics.jsonl"
+        file = self.out and self.out / "metrics.jsonl"
         batches = self.per_epoch and (self.steps or self.epochs * self.per_epoch) * len(method.phases)
-        board = board_of(out) if settings.log else None
-        self.recorder = Recorder(list(self.students), self.all_epochs, batches, file, quiet=quiet, board=board)
-        torch.manual_seed(settings.seed)
+        board = board_of(self.out) if settings.log and self.ranks.rank == 0 else None
+        quiet |= self.ranks.rank > 0
+        more: dict[str, Any] = {"quiet": quiet, "board": board, "totals": self.ranks.totals}
+        self.recorder = Recorder(list(self.students), self.all_epochs, batches, file, **more)
+        torch.manual_seed(settings.seed + (self.ranks.rank << 40))  # or all ranks would drop the same units
         self.epoch_random = checkpoint.random_state()  # as it was when this epoch's data was first asked for
         self._start_phase()
 
@@ -117,9 +121,10 @@ class Training:
             except Interrupted as stop:
                 self._stop(stop.signal)
             self.check()
-            if self.out:
+            if self.saves:
                 self.save()
             self._take_what_counts()
+            self.ranks.collect(self.method)
 
     def _train_epoch(self) -> None:
         """The batches that are left of an epoch."""
@@ -128,7 +133,8 @@ class Training:
         total = self.steps or self.epochs * (self.per_epoch or 1)
         for batch in self._batches():
             if self.step == 0:
-                self._check_first(batch)
+                with self.ranks.together():
+                    self._check_first(batch)
                 self.same_views |= doctor.same_views(self.method, batch)
             place = self.step if self.per_epoch else self.epoch
             set_rates(self.optimizer, rate(self.settings, place, self.per_epoch or 1, total))
@@ -138,11 +144,8 @@ class Training:
             self.recorder.step(output, batch.labels)
             self.progress.step.add_(1)
             self.step, self.batch = self.step + 1, self.batch + 1
-            if self.signals.asked:
-                self._stop(self.signals.asked)
-            if self.out and self.every.due(self.step, None):
-                self.save()
-        if self.out and self.step == self.steps and self.batch != self.per_epoch:
+            self._stop_or_save(None)
+        if self.saves and self.step == self.steps and self.batch != self.per_epoch:
             self.save()  # a run that is given more steps goes on from here
 
     def _end_epoch(self) -> None:
@@ -150,20 +153,27 @@ class Training:
         self.progress.epoch.add_(1)
         self.recorder.stop()
         self._see_who_left()
+        self.ranks.settle(self.average)
         values = self._evaluate()
         named: dict[str, Any] = {"phase": self.method.phase} if self.method.phase else {}
         named |= {"left": self.left} if self.left else {}
         lr = float(self.optimizer.param_groups[0]["lr"])
         line = self.recorder.epoch(self.phase * self.epochs + self.epoch, self.step, lr, values, **named)
-        self.enough = bool(self.on_epoch and self.on_epoch(line))
+        self.enough = bool(*self.ranks.agree(bool(self.on_epoch and self.on_epoch(line))))
         self.epoch, self.batch = self.epoch + 1, 0
         self._end_if_over((), "")
         if not self._over({name for name, each in values.items() if not math.isfinite(each["nll"])}):
             self.sound = self._number()
         self.epoch_random = checkpoint.random_state()
-        if self.signals.asked:
-            self._stop(self.signals.asked)
-        if self.out and self.every.due(0, self.epoch):
+        self._stop_or_save(self.epoch)
+
+    def _stop_or_save(self, epochs_done: int | None) -> None:
+        """After a step, or an epoch: what one rank was asked to do, all do."""
+        due = self.out is not None and self.every.due(self.step, epochs_done)
+        asked, save = self.ranks.agree(self.signals.asked or 0, due)
+        if asked:
+            self._stop(asked)
+        if save:
             self.save()
 
     def _batches(self) -> Iterator[Batch]:
@@ -187,7 +197,8 @@ class Training:
         at_once = self.signals.at_once() if isinstance(self.val, Loader) else contextlib.nullcontext()
         with self.average or contextlib.nullcontext():
             with at_once:
-                values = evaluate(self.students, self.val.epoch(0))
+                logits, labels = predict(self.own, self.val.epoch(0))
+            values = measured(self.ranks.everyones(logits), labels)
             here = [v["top1"] for name, v in values.items() if name not in self.left]
             mean = sum(here) / max(len(here), 1)
             if self.settings.select == "best" and (self.best is None or mean > self.best[0]):
@@ -205,7 +216,8 @@ class Training:
         """Raises: Diverged if what was recorded since the epoch began, or a student's weights, is not finite."""
         self.recorder.check(self.phase * self.epochs + self.epoch)
         self._see_who_left()
-        bad = [name for name, net in self.students.items() if not all(map(_is_finite, net.state_dict().values()))]
+        own = [name for name, net in self.own.items() if not all(map(_is_finite, net.state_dict().values()))]
+        bad = [name for name in self.students if any(name in each for each in self.ranks.everyone(own))]
         self._end_if_over(bad, f"weights of {', '.join(bad)} are not finite" if bad else "")
 
     def _who_left(self) -> dict[str, int]:
@@ -213,6 +225,7 @@ class Training:
         return {} if flags is None else {n: at for n, at in zip(self.students, flags.tolist(), strict=True) if at >= 0}
 
     def _see_who_left(self) -> None:
+        self.ranks.merge_left()
         if (left := self._who_left()) != self.left:
             self.left, self.best = left, None  # an epoch's mean over all is not compared with that over some
 
@@ -241,8 +254,8 @@ class Training:
         ids = losses.class_ids(batch.labels)
         high, low = int(ids.max()), int(ids.min())
         outputs = []
-        with evaluating(self.students.values()):
-            for name, net in self.students.items():
+        with evaluating(self.own.values()):
+            for name, net in self.own.items():
                 logits = call(net, batch.inputs[0])
                 if len(logits) != len(batch.labels):
                     size = len(batch.labels)
@@ -275,6 +288,7 @@ class Training:
 
     def restore(self, state: checkpoint.State) -> None:
         """The reverse of `state`."""
+        state = self.ranks.mine(state)
         values = checkpoint.unpack(state, "loop").values
         self.phase = values["phase"]
         self._start_phase()
@@ -291,16 +305,19 @@ class Training:
         if self.average:
             self.average.load(checkpoint.unpack(state, "average").tensors)
         checkpoint.load_optimizer(self.optimizer, checkpoint.unpack(state, "optimizer"))
+        self.ranks.forget(self.optimizer)
         self.recorder.restore(*checkpoint.unpack(state, "recorder"))
         self.epoch_random = checkpoint.unpack(state, "epoch_random")
         checkpoint.set_random_state(checkpoint.unpack(state, "random"))
 
     def save(self) -> None:
         """Write a checkpoint. Raises: InputError if it cannot be written; Diverged if it would not be a good one."""
-        assert self.out is not None
         self.recorder.stop()
         self.check()
-        checkpoint.write(self.out / "checkpoints", self._number(), self.state(), self.sound)
+        state = self.ranks.whole(self.state())
+        with self.ranks.together():
+            if self.out:
+                checkpoint.write(self.out / "checkpoints", self._number(), state, self.sound)
         self.recorder.start()
 
     def end_at(self, step: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class Recorder:
         file: `metrics.jsonl`, or None to write nothing.
         quiet: show nothing.
         board: where the numbers go too.
+        totals: from our sums and number of samples to those of all ranks.
     """
 
     def __init__(
@@ -48,8 +50,9 @@ class Recorder:
         *,
         quiet: bool = False,
         board: Board | None = None,
+        totals: Callable[[dict[str, Tensor], int], tuple[dict[str, Tensor], int]] = lambda sums, count: (sums, count),
     ) -> None:
-        self.students, self.file, self.board = students, file, board
+        self.students, self.file, self.board, self.totals = students, file, board, totals
         self.history: list[Line] = []
         self.seconds = 0.0  # of training, without evaluation and saving
         self.images = 0
@@ -61,6 +64,7 @@ class Recorder:
         self.means: dict[str, float] = {}
         self.finite: dict[str, float] = {}  # each student's share of samples whose prediction was finite
         self.count, self.spent, self.began = 0, 0.0, time.perf_counter()
+        self.seen = 0  # samples, of all ranks
 
     def start(self) -> None:
         """The clock runs: training begins, or goes on."""
@@ -69,10 +73,11 @@ class Recorder:
     def stop(self) -> None:
         """Fetch the sums (the one wait for the device: at an epoch's end, and to save) and stop the clock."""
         if self.sums:
-            terms = [name for name in self.sums if name != STUDENTS]
+            found, self.seen = self.totals(self.sums, self.count)
+            terms = [name for name in found if name != STUDENTS]
             names = [*terms, *(f"train/{metric}/{student}" for metric in METRICS for student in self.students)]
-            sums = torch.cat([self.sums[name].double().flatten() for name in (*terms, STUDENTS)])
-            means = (sums / self.count).tolist()
+            sums = torch.cat([found[name].double().flatten() for name in (*terms, STUDENTS)])
+            means = (sums / self.seen).tolist()
             self.means = dict(zip(names, means, strict=False))
             self.finite = dict(zip(self.students, means[len(names) :], strict=True))
             self.spent += time.perf_counter() - self.began
@@ -103,8 +108,8 @@ class Recorder:
         for name, values in evaluated.items():
             line |= {f"val/{metric}/{name}": values[metric] for metric in VALIDATION if metric in values}
         line |= {key: math.nan for key in line if key.rpartition("/")[2] in line.get("left", {})}
-        line |= {"img_per_s": round(self.count / seconds, 1), "seconds": round(seconds, 3)}
-        self.seconds, self.images = self.seconds + seconds, self.images + self.count
+        line |= {"img_per_s": round(self.seen / seconds, 1), "seconds": round(seconds, 3)}
+        self.seconds, self.images = self.seconds + seconds, self.images + self.seen
         self.history.append(disk.finite(line))
         if self.file:
             disk.append(self.file, json.dumps(self.history[-1]))

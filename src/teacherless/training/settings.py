@@ -60,6 +60,14 @@ class Settings(BaseModel):
     log: Literal["tensorboard"] | None = Field(
         None, description="write the numbers of metrics.jsonl for TensorBoard too, to tensorboard/ in the run folder"
     )
+    parallel: str = Field(
+        "auto", description="under torchrun: data (parts of a batch), peers (students), or 2x4 (peers x data)"
+    )
+    place: str | None = Field(
+        None, description="under torchrun: for each student the number of its place among the peers, as 0,0,1"
+    )
+    timeout: int = Field(600, ge=1, le=10**6, description="under torchrun: seconds to wait for a rank")
+    sync_bn: bool = Field(False, description="under torchrun, on GPUs: batch norm of the whole batch, not of a part")
 
     @field_validator("opt_betas")
     @classmethod
@@ -112,6 +120,10 @@ class SettingsDict(TypedDict, total=False):
     amp_anyway: bool
     checkpoint_every: str
     log: Literal["tensorboard"] | None
+    parallel: str
+    place: str | None
+    timeout: int
+    sync_bn: bool
 
 
 def read(model: type[M], values: Mapping[str, Any], where: str = "") -> M:

@@ -31,15 +31,17 @@ def train_step(
     clip: float | None = None,
     *,
     amp: bool = False,
+    through: nn.Module | None = None,
 ) -> Output:
     """One batch: a step for every turn of the method. The terms of the turns are added up.
 
-    With `amp`, convolutions and matrix products of the forward are computed in bfloat16.
+    With `amp`, convolutions and matrix products of the forward are computed in bfloat16. `through` is called instead of
+    the method: it wrapped by DistributedDataParallel.
     """
     outputs = []
     for turn in range(method.turns):
         with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=amp):
-            out = method(batch, progress._replace(turn=turn))
+            out: Output = (through or method)(batch, progress._replace(turn=turn))
         out.loss.backward()  # type: ignore[no-untyped-call]
         if clip is not None:
             by_student: dict[Any, list[Tensor]] = {}  # a peer's clipping must not depend on its peers
@@ -154,12 +156,23 @@ class Engine:
         method: what is trained.
         settings: engine, amp, amp_anyway, clip_grad.
         device: where.
+        ranks: how many compute this run.
+        through: what to call instead of the method.
 
     Raises: InputError for threads and graph where they cannot be.
     """
 
-    def __init__(self, method: Method, settings: Settings, device: torch.device) -> None:
+    def __init__(
+        self,
+        method: Method,
+        settings: Settings,
+        device: torch.device,
+        *,
+        ranks: int = 1,
+        through: nn.Module | None = None,
+    ) -> None:
         self.method, self.clip, self.device = method, settings.clip_grad, device
+        self.ranks, self.through = ranks, through
         self.amp = settings.amp_anyway or (settings.amp and fast_in_bf16(device))
         self.refused = settings.amp and not self.amp  # bf16 was asked for and is not done
         self.kept = slow_in_bf16(method, device) if self.amp else {}
@@ -172,6 +185,8 @@ class Engine:
     def choose(self, name: str) -> None:
         """`auto`, or an engine by name (a resumed run's). Raises: InputError for one that cannot be."""
         obstacle = why_not_threads(self.method, self.device)
+        if self.ranks > 1 and name in ("threads", "graph"):
+            raise InputError(f"--engine: found {name}; ranks compute with --engine loop")
         if name == "threads" and obstacle:
             raise InputError(f"--engine: found threads, but {obstacle}; use --engine loop")
         if name == "graph" and self.device.type != "cuda":
@@ -181,7 +196,8 @@ class Engine:
             sizes = {_size(net) for net in self.method.students().values()}
             deep = len(sizes) == 1 and min(sizes)[0] >= 20
             even = threads.cores() >= 2 and len(self.method.students()) % threads.cores() == 0
-            self.name = "threads" if even and deep and self.amp and not obstacle else "loop"
+            one = self.ranks == 1
+            self.name = "threads" if one and even and deep and self.amp and not obstacle else "loop"
 
     def about(self) -> dict[str, Any]:
         """What run.json says of it."""
@@ -217,7 +233,7 @@ class Engine:
         """One batch."""
 
         def one(method: Method, optimizer: torch.optim.Optimizer) -> Output:
-            return train_step(method, optimizer, batch, progress, self.clip, amp=self.amp)
+            return train_step(method, optimizer, batch, progress, self.clip, amp=self.amp, through=self.through)
 
         if self.name == "loop":
             return one(self.method, optimizer)

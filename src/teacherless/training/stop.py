@@ -23,9 +23,13 @@ class Signals:
 
     While nothing is half done (`at_once`), the first one stops at once too. One that this process was told to ignore
     (`nohup`) is ignored.
+
+    Args:
+        alone: no other rank computes this run; ranks stop together, after a step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, alone: bool = True) -> None:
+        self.alone = alone
         self.asked: int | None = None
         self._waiting = False
         self._before: dict[int, Any] = {}
@@ -51,7 +55,7 @@ class Signals:
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
         """Nothing in here changes what is saved. Raises: Interrupted for the first signal."""
-        self._waiting = True
+        self._waiting = self.alone
         try:
             yield
         finally:

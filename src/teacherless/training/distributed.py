@@ -1,0 +1,449 @@
+"""Ranks: one run in several processes, which torchrun starts. The only file with collectives.
+
+The ranks stand on a mesh ("peer", "data"). Along "peer" they hold different students and draw the same batches: what
+the students say of a batch meets in one all-reduce of B×(C+1) numbers, or in one all-gather where the mean of the
+others is not enough. Along "data" they hold the same students and draw different parts of one global batch: there the
+whole method is in DistributedDataParallel.
+
+Every rank builds the whole method from the same seed and trains its own students. A checkpoint is that of one process,
+gathered on the first rank, so that any mesh can go on from it; beside it stands what each rank has for itself, for the
+same mesh to go on to the same bits. All ranks issue all collectives in one order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import math
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.parallel import DistributedDataParallel
+
+import teacherless
+from teacherless.batch import mapped
+from teacherless.data import Loader
+from teacherless.errors import Diverged, InputError, Lost, Stopped
+from teacherless.evaluation.metrics import flops
+from teacherless.method import Method
+from teacherless.models.files import state_hash
+from teacherless.training import torchrun
+from teacherless.training.checkpoint import State
+from teacherless.training.ema import Average, norm_buffers
+from teacherless.training.engines.threads import assign
+from teacherless.training.precision import channels_last
+from teacherless.training.record import STUDENTS
+from teacherless.training.settings import Settings
+
+T = TypeVar("T")
+OWN = ("recorder", "random", "epoch_random")  # parts of a run's state that each rank has for itself
+START = timedelta(seconds=60)  # for all ranks to be there, at least
+PATIENCE = timedelta(days=30)  # for what only the first rank does; torchrun ends us if that is gone
+
+
+def shape(parallel: str, ranks: int, students: int, splits: bool) -> tuple[int, int]:
+    """The mesh, peer × data. `auto`: as many along "peer" as divide both the ranks and the students.
+
+    Raises: InputError for one that does not fit.
+    """
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", parallel)
+    along = math.gcd(ranks, students) if splits else 1
+    peers, data = {"auto": (along, ranks // along), "data": (1, ranks), "peers": (ranks, 1)}.get(parallel, (0, 0))
+    if found:
+        peers, data = int(found[1]), int(found[2])
+    if not peers:
+        raise InputError(f"--parallel: found {parallel!r}; must be auto, data, peers, or as 2x4 (peer x data)")
+    if peers * data != ranks:
+        raise InputError(f"--parallel: found {parallel}, which is {peers * data} ranks; torchrun started {ranks}")
+    if peers > students:
+        raise InputError(f"--parallel: found {peers} ranks for peers; there are {students} students to share out")
+    if peers > 1 and not splits:
+        why = "the method, with these options, does not split by students"
+        raise InputError(f"--parallel: found {parallel}; {why}; use data")
+    return peers, data
+
+
+@contextlib.contextmanager
+def opened(settings: Settings) -> Iterator[Ranks]:
+    """The ranks of a run, for as long as it lasts.
+
+    Raises: Lost when another rank is gone, or does not answer in time.
+    """
+    if torchrun.size() == 1:
+        yield Ranks()
+        return
+    if "RANK" not in os.environ:
+        raise InputError(f"WORLD_SIZE: found {torchrun.size()}, and no RANK; start the ranks with torchrun")
+    cuda = settings.device in ("auto", "cuda") and torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(torchrun.local_rank())
+    ranks = Ranks()
+    try:
+        timeout = timedelta(seconds=settings.timeout)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=max(timeout, START))
+        ranks.join(timeout)
+        yield ranks
+        dist.destroy_process_group()
+    except InputError as error:
+        if ranks.rank and str(error) != ranks.agreed:
+            print(f"teacherless: rank {ranks.rank}: {error}", file=sys.stderr)
+        raise
+    except (Diverged, Stopped):  # of all ranks, after the same step
+        dist.destroy_process_group()
+        raise
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not re.search("gloo|nccl", str(error), re.IGNORECASE):
+            raise
+        late = f"did not answer within --timeout {settings.timeout}"
+        lost = f"a rank is gone, or {late}; what is saved is good, and --resume goes on from there"
+        if ranks.rank and not torchrun.local_rank():  # a line from every machine
+            print(f"teacherless: rank {ranks.rank}: {lost}", file=sys.stderr)
+        raise Lost(lost) from error
+
+
+class Ranks:
+    """This process among those of its run. Alone, what is given to the others comes back as it is."""
+
+    def __init__(self) -> None:
+        self.rank, self.size, self.shape = 0, 1, (1, 1)
+        self.peer = self.data = 0  # where this rank stands
+        self.assigned: list[list[int]] = []  # the students of each place along "peer"
+        self.foreign: tuple[str, ...] = ()  # how the names of other ranks' tensors begin
+        self.agreed: str | None = None  # the error that all ranks have raised
+        self.idle: list[nn.Parameter] = []  # what other ranks train
+        self.began: State | None = None  # what the first rank goes on from
+
+    def join(self, timeout: timedelta) -> None:
+        """Meet the others."""
+        self.rank, self.size, self.timeout = dist.get_rank(), dist.get_world_size(), timeout
+        self.control = dist.new_group(backend="gloo", timeout=timeout)
+        self.patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    # What ranks say to each other -------------------------------------------------------------------------------------
+
+    def everyone(self, value: T, patient: bool = False) -> list[T]:
+        """The values of all ranks."""
+        found: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, value, group=self.patient if patient else self.control)
+        return found
+
+    def from_first(self, value: T) -> T:
+        """The first rank's value, however long that takes."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0, group=self.patient)
+        return box[0]
+
+    def agree(self, *flags: int) -> list[int]:
+        """The largest that any rank says."""
+        if self.size == 1:
+            return [*flags]
+        found = torch.tensor(flags)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.control)
+        return found.tolist()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What one rank cannot do, none does. Raises: InputError, on all ranks the same."""
+        said = None
+        try:
+            yield
+        except InputError as error:
+            if self.size == 1:
+                raise
+            said = str(error)
+        found = self.everyone(said, patient=True)
+        if errors := {text: rank for rank, text in reversed([*enumerate(found)]) if text}:
+            text, rank = min(errors.items(), key=lambda pair: pair[1])
+            self.agreed = text if rank == 0 else f"rank {rank}: {text}"
+            raise InputError(self.agreed)
+
+    def check(self, method: Method, settings: Settings, data: Any) -> None:
+        """Raises: InputError if ranks have different code, settings, data or networks."""
+        if self.size == 1:
+            return
+        code = hashlib.sha256(torch.__version__.encode())
+        for path in sorted(Path(teacherless.__file__).parent.rglob("*.py")):
+            code.update(path.read_bytes())
+        facts = {
+            "code": code.hexdigest(),
+            "settings": settings.model_dump(mode="json", exclude={"data_dir", "device"}),
+            "data": data,
+            "networks": state_hash(method),
+        }
+        with self.together():
+            for rank, theirs in enumerate(found := self.everyone(facts, patient=True)):
+                if other := [what for what in facts if theirs[what] != found[0][what]]:
+                    whose = f"rank {rank}: its {' and '.join(other)}"
+                    raise InputError(f"{whose} differ from rank 0's; all ranks need the same")
+
+    # The mesh ---------------------------------------------------------------------------------------------------------
+
+    def lay_out(self, method: Method, settings: Settings, loader: Any) -> None:
+        """Stand on the mesh: students are dealt so that their costs balance, or as `place` says.
+
+        Sets `part`, the method of this rank's students, and `through`, what to call instead of it.
+
+        Raises: InputError for a mesh or a place that does not fit, for a loader that is not the same everywhere, and
+            for synchronised batch norm on a CPU.
+        """
+        self.method = self.part = method
+        self.through: nn.Module | None = None
+        names = list(method.students())
+        self.own, self.assigned = [*range(len(names))], [[*range(len(names))]]
+        self.parameters = {name for name, _ in method.named_parameters()}
+        if self.size == 1:
+            return
+        splits = method.shard(self.own, lambda own: own, lambda own: (own, slice(None))) is not None
+        self.shape = peers, data = shape(settings.parallel, self.size, len(names), splits)
+        if settings.sync_bn and self._device().type != "cuda":
+            raise InputError(f"--sync-bn: found device {self._device().type}; synchronised batch norm needs GPUs")
+        if not isinstance(loader, Loader):
+            kind = type(loader).__name__
+            raise InputError(f"train_data: found a {kind}; ranks need a teacherless.data.Loader, alike on all of them")
+        self.peer, self.data = divmod(self.rank, data)
+        loader.rank, loader.ranks = self.data, data
+        if len(loader) == 0:
+            each = f"found {loader.batch_size} on each of {data} data ranks"
+            raise InputError(f"--batch-size: {each}; the training set has {len(loader.labels)} samples")
+        if settings.place is not None:
+            self.assigned = placed(settings.place, len(names), peers)
+        else:
+            few = mapped(lambda x: x[:2], next(iter(loader.epoch(0))).inputs[0])
+            self.assigned = assign([flops(net, few) for net in method.students().values()], peers)
+        self.own = self.assigned[self.peer]
+        grid = torch.arange(self.size).view(peers, data)
+        make = partial(dist.new_subgroups_by_enumeration, timeout=self.timeout)  # a mesh's own wait half an hour
+        groups = [make(each.tolist())[0] for each in (grid.t(), grid)]
+        self.mesh = DeviceMesh.from_group(groups, self._device().type, mesh=grid, mesh_dim_names=("peer", "data"))
+        if peers > 1:
+            self._share_out(method)
+        if data > 1:
+            method.whole_batch = self.part.whole_batch = self._whole_batch
+            if settings.sync_bn:
+                group = self.mesh["data"].get_group()
+                nn.SyncBatchNorm.convert_sync_batchnorm(self.part, group)  # type: ignore[no-untyped-call]
+            channels_last(self.part)  # before its buckets are laid out
+            self.through = _in_ddp(self.part, self.mesh["data"].get_group())
+
+    def _share_out(self, method: Method) -> None:
+        part = method.shard(self.own, self._mean_of_others, self._gather)
+        assert part is not None
+        self.part = part
+        nets = [*method.students().values()]
+        paths = {id(net): f"{path}." for path, net in method.named_modules()}
+        others = [i for i in range(len(nets)) if i not in self.own]
+        self.foreign = tuple(paths[id(nets[i])] for i in others)
+        self.idle = [parameter for i in others for parameter in nets[i].parameters()]
+        self.others, self.ours = (torch.tensor(each, device=self._device()) for each in (others, self.own))
+
+    def _device(self) -> torch.device:
+        return next(self.method.parameters()).device
+
+    def __str__(self) -> str:
+        places = " | ".join(",".join(list(self.method.students())[i] for i in each) for each in self.assigned)
+        return f"{self.size} ranks, {self.shape[0]} peer x {self.shape[1]} data: {places}"
+
+    def about(self) -> dict[str, Any] | None:
+        """What run.json and a checkpoint say of the mesh."""
+        return None if self.size == 1 else {"peer": self.shape[0], "data": self.shape[1], "students": self.assigned}
+
+    # Seams of the methods ---------------------------------------------------------------------------------------------
+
+    def _mean_of_others(self, own: Tensor) -> Tensor:
+        """The exchange between ranks. `[k·V, B, C+1] -> [k·V, B, C+1]`."""
+        total, views = own.sum(0), len(own) // len(self.own)  # [B, C+1]
+        dist.all_reduce(total, group=self.mesh["peer"].get_group())
+        flags = self.method.left()
+        assert flags is not None
+        here = (total[0, :-1].sum() / views).round()  # who has left sends 0, everybody else what adds up to 1
+        gone = len(flags) - here - (flags[self.ours] >= 0).sum()
+        flags[self.others] = torch.where(torch.arange(len(self.others), device=flags.device) < gone, 0, -1)
+        rest = len(flags) * views - 1
+        return torch.sub(total.div_(rest), own, alpha=1 / rest)
+
+    def _gather(self, own: Tensor) -> tuple[Tensor, list[int]]:
+        """Everyone's predictions, in the students' order. `[k·V, B, C] -> [K·V, B, C], our rows`."""
+        views, most = len(own) // len(self.own), max(map(len, self.assigned))
+        sent = torch.cat([own, own.new_zeros(views * most - len(own), *own.shape[1:])])
+        found = [torch.empty_like(sent) for _ in self.assigned]
+        dist.all_gather(found, sent, group=self.mesh["peer"].get_group())
+        rows = {
+            student: found[rank][i * views : (i + 1) * views]
+            for rank, each in enumerate(self.assigned)
+            for i, student in enumerate(each)
+        }
+        mine = [student * views + view for student in self.own for view in range(views)]
+        return torch.cat([rows[student] for student in sorted(rows)]), mine
+
+    def _whole_batch(self, own: Tensor) -> Tensor:
+        """Every data rank's rows. `[b, ...] -> [D·b, ...]`."""
+        found = [torch.empty_like(own) for _ in range(self.shape[1])]
+        dist.all_gather(found, own.contiguous(), group=self.mesh["data"].get_group())
+        return torch.cat(found)
+
+    # At an epoch's end, and to save -----------------------------------------------------------------------------------
+
+    def settle(self, average: Average | None) -> None:
+        """Data ranks have seen different batches: from here on, all have the mean of their batch-norm statistics."""
+        live = norm_buffers(self.method) if self.shape[1] > 1 else {}
+        tensors = [*live.values(), *(average.values[name] for name in live if average)]
+        if not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat, group=self.mesh["data"].get_group())
+        means = torch.split(flat.div_(self.shape[1]), [tensor.numel() for tensor in tensors])
+        for tensor, mean in zip(tensors, means, strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+    def merge_left(self) -> None:
+        """Who has left, and when, from the ranks that hold them: during an epoch the others only know how many."""
+        if self.foreign:
+            flags = self.method.left()
+            assert flags is not None
+            known = torch.full_like(flags, -1).index_copy(0, self.ours, flags[self.ours])
+            dist.all_reduce(known, dist.ReduceOp.MAX, group=self.mesh["peer"].get_group())
+            flags.copy_(known)
+
+    def everyones(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What every student said, where each rank has it of its own. `[N, C]` by name."""
+        if not self.foreign:
+            return own
+        device = self._device()
+        found = self.everyone({} if self.data else {name: each.cpu() for name, each in own.items()})
+        said = {name: each.to(device) for theirs in found for name, each in theirs.items()}
+        return {name: said[name] for name in self.method.students()}
+
+    def forget(self, optimizer: torch.optim.Optimizer) -> None:
+        """Drop an optimizer's state of what other ranks train."""
+        for parameter in self.idle:
+            optimizer.state.pop(parameter, None)
+
+    def collect(self, method: Method) -> None:
+        """All students on every rank, as the ranks that hold them have them."""
+        if self.foreign:
+            own = {key: value.cpu() for key, value in method.state_dict().items() if not key.startswith(self.foreign)}
+            for theirs in self.everyone({} if self.data else own):
+                method.load_state_dict(theirs, strict=False)
+
+    def totals(self, sums: dict[str, Tensor], count: int) -> tuple[dict[str, Tensor], int]:
+        """An epoch's sums so far, and of how many samples they are, of all ranks."""
+        if self.size == 1:
+            return sums, count
+        return self._added(self.everyone(({name: value.cpu() for name, value in sums.items()}, count)))
+
+    def _added(self, found: Sequence[tuple[dict[str, Tensor], int]]) -> tuple[dict[str, Tensor], int]:
+        sums: dict[str, Tensor] = {}
+        for rank, (own, _) in enumerate(found):
+            for name, value in own.items():
+                if name == STUDENTS:
+                    rows = torch.tensor(self.assigned[rank // self.shape[1]])
+                    every = value.new_zeros(len(value), sum(map(len, self.assigned)))
+                    value = every.index_copy(1, rows, value)
+                sums[name] = sums[name] + value if name in sums else value
+        return sums, sum(count for _, count in found[: self.shape[1]])
+
+    def whole(self, state: State) -> State:
+        """On the first rank: the state of the whole run as one process has it, and what each rank has for itself."""
+        if self.size == 1:
+            return state
+        mine = {key: tensor.cpu() for key, tensor in state.tensors.items() if self._sends(key)}
+        found: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        dist.gather_object((mine, state.values), found, dst=0, group=self.control)
+        return self._assembled(found) if found else state
+
+    def _sends(self, key: str) -> bool:
+        """Whether this rank's tensor is the run's, or the rank's own."""
+        pack, _, name = key.partition("/")
+        if self.foreign and name.startswith(self.foreign):
+            return False
+        return self.data == 0 or pack in OWN or (pack in ("method", "average") and name not in self.parameters)
+
+    def _assembled(self, found: Sequence[tuple[dict[str, Tensor], dict[str, Any]]]) -> State:
+        tensors, values = dict(found[0][0]), dict(found[0][1])
+        numbers: dict[str, Any] = {}
+        for rank, (theirs, said) in enumerate(found):
+            for key, tensor in theirs.items():
+                own = key.split("/")[0] in OWN
+                if not own and rank % self.shape[1] == 0:
+                    tensors[key] = tensor
+                elif own or key not in tensors or not torch.equal(tensors[key], tensor):
+                    tensors[f"rank{rank}/{key}"] = tensor
+            numbers |= said["optimizer"]["numbers"]
+            rest = {key: value for key, value in said["recorder"].items() if key != "history"}
+            values[f"rank{rank}"] = {name: said[name] for name in OWN} | {"recorder": rest}
+        recorded = ((theirs, said["recorder"]) for theirs, said in found)
+        added, count = self._added(
+            [({name: sums[f"recorder/{name}"] for name in each["terms"]}, each["count"]) for sums, each in recorded]
+        )
+        tensors |= {f"recorder/{name}": value for name, value in added.items()}
+        values["recorder"] = values["recorder"] | {"count": count}
+        values["optimizer"] = values["optimizer"] | {"numbers": numbers}
+        values["mesh"] = self.about()
+        return State(tensors, values)
+
+    def mine(self, state: State) -> State:
+        """What this rank goes on from: on the same mesh with what it had for itself, to the same bits."""
+        tensors, values = state
+        if self.size == 1:
+            return state
+        self.began = state
+        if values.get("mesh") == self.about():
+            prefix = f"rank{self.rank}/"
+            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            said = values[prefix[:-1]]
+            return State({**tensors, **own}, {**values, **{name: values[name] | said[name] for name in OWN}})
+        first = self.rank == 0
+        sums = {f"recorder/{name}": tensors[f"recorder/{name}"] * first for name in values["recorder"]["terms"]}
+        if (students := f"recorder/{STUDENTS}") in sums:
+            sums[students] = tensors[students][:, self.own] * (self.data == 0)
+        if not first:  # or all ranks would drop the same units
+            generator = torch.Generator().manual_seed(self.rank + (values["loop"]["step"] << 20))
+            sums["random/torch"] = generator.get_state()
+        recorder = values["recorder"] | {"count": values["recorder"]["count"] * first}
+        return State({**tensors, **sums}, {**values, "recorder": recorder})
+
+
+def placed(text: str, students: int, peers: int) -> list[list[int]]:
+    """`0,0,1`: each student's place along "peer". Raises: InputError for anything else."""
+    places = [int(place) if place.isdecimal() else -1 for place in text.split(",")]
+    if len(places) != students or {*places} != {*range(peers)}:
+        legal = f"for each of {students} students a place from 0 to {peers - 1}, and none of these left empty"
+        raise InputError(f"--place: found {text!r}; must be {legal}")
+    return [[student for student, place in enumerate(places) if place == peer] for peer in range(peers)]
+
+
+class _Apart(nn.Module):
+    """A method, and a parameter that nothing uses.
+
+    From three ranks up DistributedDataParallel goes on to the same bits only with `find_unused_parameters`: else it
+    arranges its buckets anew after the first step. And it warns where it finds that there are none.
+    """
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method, self.unused = method, nn.Parameter(next(method.parameters()).new_zeros(1))
+
+    def forward(self, *given: Any) -> Any:
+        return self.method(*given)
+
+
+def _in_ddp(method: Method, group: dist.ProcessGroup) -> nn.Module:
+    """Buffers are the same at the beginning, and every rank's own from then on."""
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # of one input channel, where any order is the same
+    forward = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    alone: dict[str, Any] = {"forward_sync_buffers" if forward else "broadcast_buffers": False}
+    return DistributedDataParallel(_Apart(method), process_group=group, find_unused_parameters=True, **alone)

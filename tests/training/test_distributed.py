@@ -1,0 +1,248 @@
+"""One run on several ranks: the numbers of one process, to rounding or to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import CLASSES
+from ranks import cohort, farthest, loader, on_ranks, resident, validation, weights, without_norm
+from test_all_methods import build
+from test_checkpoint import contents
+from torch import Tensor, nn
+
+import teacherless as tl
+from teacherless.cli import main
+from teacherless.data import Loader
+from teacherless.data.augment.distort import Augment
+from teacherless.method import Method
+from teacherless.methods import METHODS
+
+HOW: dict[str, Any] = {"epochs": 2, "lr": 0.05, "quiet": True}
+COMPLETE = tuple(tuple(0.0 if i == k else 1 / 3 for i in range(4)) for k in range(4))  # by gather, as a matrix
+
+
+def peers(options: dict[str, Any], settings: dict[str, Any], batch: int = 16) -> tuple[list[Tensor], dict[str, Any]]:
+    method = cohort(**options)
+    result = tl.train(method, loader(batch, method.wants), validation(), validation(), **{**HOW, **settings})
+    return weights(method), result.summary
+
+
+@pytest.mark.parametrize("options", [{}, {"mimicry": "dml_e", "temperature": 2.0}, {"views": 2}], ids=str)
+def test_peers_on_ranks_are_those_of_one_process(options: dict[str, Any]) -> None:
+    alone, summary = peers(options, {})
+    for ranks in (2, 4):
+        for found, told in on_ranks(ranks, peers, options, {"parallel": "peers"}):
+            assert farthest(found, alone) < 1e-6
+            assert told["students"].keys() == summary["students"].keys()
+
+
+@pytest.mark.parametrize(
+    "options", [{"topology": "ring"}, {"topology": COMPLETE}, {"mimicry": "symmetric", "views": 2}], ids=str
+)
+def test_peers_that_gather_are_those_of_one_process_to_the_bit(options: dict[str, Any]) -> None:
+    alone, _ = peers(options, {})
+    for ranks in (2, 4):
+        for found, _ in on_ranks(ranks, peers, options, {"place": "1,0,0,1" if ranks == 2 else None}):
+            assert farthest(found, alone) == 0
+
+
+def plainly(name: str, batch: int, parallel: str = "auto") -> list[Tensor]:
+    """A method without norms."""
+    method = without_norm(build(name))
+    tl.train(method, loader(batch, method.wants), validation(), parallel=parallel, epochs=2, lr=0.01, quiet=True)
+    return [value for name, value in method.state_dict().items() if not name.startswith("last")]  # of dlb: a part's own
+
+
+FAST = {"dml", "ps-kd", "ddgsd", "fitnets"}  # what is of a whole batch, and what is trained in phases
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in METHODS]
+)
+def test_parts_of_a_batch_are_the_batch(name: str) -> None:
+    alone = plainly(name, 16)
+    for found in on_ranks(2, plainly, name, 8, "data"):
+        assert farthest(found, alone) < 1e-6
+
+
+# A folder ------------------------------------------------------------------------------------------------------------
+
+
+def dropping() -> Method:
+    """Peers that draw random numbers."""
+    method = cohort()
+    for net in method.students().values():
+        net.stages[1].append(nn.Dropout(0.2))
+    return method
+
+
+def in_folder(out: Path, batch: int, at: int, resume: bool, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train four peers; the last rank is asked to stop before batch `at`."""
+    last = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
+    method = dropping() if settings.pop("drop", True) else cohort(norm=False)
+    stop = partial(signal.raise_signal, signal.SIGTERM)
+    data = loader(batch, at=at if last else -1, then=stop)
+    val = validation()
+    how = {**HOW, "epochs": 3, **settings}
+    result = tl.train(method, data, val, val, out=out, resume=resume, **how)
+    return {"weights": weights(result.method), "history": result.history, "chosen": result.summary["chosen"]}
+
+
+def resumed(ranks: int, parallel: str, batch: int, out: Path, **settings: Any) -> None:
+    """A run that is stopped within an epoch ends with the bits of one that is not, on every rank."""
+    settings = {"parallel": parallel, "select": "best", "ema": 0.5, **settings}
+    straight = on_ranks(ranks, in_folder, out / "straight", batch, -1, False, settings)
+    stopped = on_ranks(ranks, in_folder, out / "halves", batch, 16 // batch * 2, False, settings)
+    assert {found.kind for found in stopped} == {"Stopped"}
+    assert not (out / "halves" / "summary.json").exists()
+    again = on_ranks(ranks, in_folder, out / "halves", batch, -1, True, settings)
+    for found, expected in zip(again, straight, strict=True):
+        assert farthest(found["weights"], straight[0]["weights"]) == 0
+        assert found["chosen"] == expected["chosen"]
+    assert contents(out / "halves") == contents(out / "straight")
+
+
+@pytest.mark.parametrize(("ranks", "parallel", "batch"), [(2, "2x1", 16), (4, "2x2", 8)])
+def test_resume_is_the_same_bits_on_the_same_mesh(ranks: int, parallel: str, batch: int, tmp_path: Path) -> None:
+    resumed(ranks, parallel, batch, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "parallel", "batch"), [(2, "data", 8), (3, "data", 8), (4, "data", 8), (4, "4x1", 16)]
+)
+def test_resume_is_the_same_bits_on_larger_meshes(ranks: int, parallel: str, batch: int, tmp_path: Path) -> None:
+    resumed(ranks, parallel, batch, tmp_path)
+
+
+def test_another_mesh_goes_on(tmp_path: Path) -> None:
+    """Begun by 2 peer x 2 data ranks, gone on with by 2 data ranks and then by one process."""
+    how = {"drop": False, "lr": 0.02}
+    straight = in_folder(tmp_path / "straight", 16, -1, False, dict(how))
+    out = tmp_path / "run"
+    stopped = on_ranks(4, in_folder, out, 8, 5, False, {"parallel": "2x2", **how})
+    assert {found.kind for found in stopped} == {"Stopped"}
+    stopped = on_ranks(2, in_folder, out, 8, 7, True, {"parallel": "data", **how})
+    assert {found.kind for found in stopped} == {"Stopped"}
+    found = in_folder(out, 16, -1, True, dict(how))
+    assert farthest(found["weights"], straight["weights"]) < 1e-6
+    for line, expected in zip(found["history"], straight["history"], strict=True):
+        measured = {key: value for key, value in expected.items() if key.startswith(("train/", "val/"))}
+        assert {key: line[key] for key in measured} == pytest.approx(measured, rel=1e-4)
+
+
+# What travels --------------------------------------------------------------------------------------------------------
+
+
+def counted(peers: int) -> list[int]:
+    """The bytes of every all-reduce along "peer" in a run of two steps."""
+    sent = []
+    reduce = dist.all_reduce
+
+    def counting(tensor: Tensor, *args: Any, **more: Any) -> Any:
+        sent.append((dist.get_process_group_ranks(more["group"]), tensor.numel() * tensor.element_size(), tensor.dtype))
+        return reduce(tensor, *args, **more)
+
+    dist.all_reduce = counting
+    tl.train(cohort(peers), loader(32), epochs=1, lr=0.05, quiet=True)
+    return [size for _, size, dtype in sent if dtype == torch.float32]
+
+
+def test_a_step_sends_one_number_per_class_and_sample_whatever_the_peers() -> None:
+    for peers in (2, 4, 8):
+        for sent in on_ranks(2, counted, peers):
+            assert sent == [4 * 32 * (CLASSES + 1)] * 2
+
+
+# What goes wrong -----------------------------------------------------------------------------------------------------
+
+
+def spoiled(batch: int, parallel: str) -> dict[str, Any]:
+    """Peer 1 is not a number from step 3 on, on the ranks that hold it."""
+    method = cohort()
+
+    def spoil() -> None:
+        next(method.students()["peer1"].parameters()).data.fill_(math.nan)
+
+    data = loader(batch, at=3, then=spoil)
+    result = tl.train(method, data, validation(), validation(), parallel=parallel, **HOW)
+    here = [net for name, net in method.students().items() if name != "peer1"]
+    return {"left": result.summary["left"], "weights": [v for net in here for v in net.state_dict().values()]}
+
+
+def test_a_peer_that_goes_bad_leaves_on_all_ranks() -> None:
+    alone = spoiled(16, "auto")
+    assert alone["left"] == {"peer1": 3}
+    for ranks, parallel, batch in ((2, "peers", 16), (4, "2x2", 8)):
+        for found in on_ranks(ranks, spoiled, batch, parallel):
+            assert found["left"] == alone["left"]
+            if batch == 16:
+                assert farthest(found["weights"], alone["weights"]) < 1e-6
+
+
+def other(what: str) -> None:
+    """The last rank has something else than the others."""
+    odd = os.environ["RANK"] == "1"
+    data = Loader(
+        resident(0, 40 if odd and what == "data" else 64), batch_size=16, augment=Augment(), mean=[0.5], std=[0.3]
+    )
+    tl.train(cohort(2), data, epochs=1, lr=0.1 if odd and what == "settings" else 0.05, quiet=True)
+
+
+@pytest.mark.parametrize("what", ["data", "settings"])
+def test_ranks_that_differ_are_refused(what: str) -> None:
+    found = on_ranks(2, other, what)
+    assert found == [("InputError", f"rank 1: its {what} differ from rank 0's; all ranks need the same")] * 2
+
+
+def hanging() -> None:
+    """The last rank sleeps before its third batch."""
+    data = loader(16, at=2 if os.environ["RANK"] == "1" else -1, then=partial(time.sleep, 60))
+    tl.train(cohort(2), data, epochs=1, lr=0.05, timeout=3, quiet=True)
+
+
+def test_a_rank_that_hangs_is_noticed_in_time() -> None:
+    began = time.monotonic()
+    found = on_ranks(2, hanging, waits_for=1)
+    assert found[0].kind == "Lost" and "did not answer within timeout 3" in found[0].text
+    assert time.monotonic() - began < 50, "the other rank sleeps for a minute"
+
+
+NO_SPLIT = "the method, with these options, does not split by students; use data"
+PLACES = "for each of 2 students a place from 0 to 1, and none of these left empty"
+ONE = "there are 1 students to share out"
+COMMANDS = {
+    "--parallel 3x1": "--parallel: found 3x1, which is 3 ranks; torchrun started 2",
+    "--parallel more": "--parallel: found 'more'; must be auto, data, peers, or as 2x4 (peer x data)",
+    "--parallel peers --peers 1 --set views=2": f"--parallel: found 2 ranks for peers; {ONE}",
+    "--parallel peers --set update=in_turn": f"--parallel: found peers; {NO_SPLIT}",
+    "--place 0,0": f"--place: found '0,0'; must be {PLACES}",
+    "--sync-bn": "--sync-bn: found device cpu; synchronised batch norm needs GPUs",
+    "--engine threads": "--engine: found threads; ranks compute with --engine loop",
+    "--parallel data -b 400": "--batch-size: found 400 on each of 2 data ranks; the training set has 500 samples",
+}
+
+
+def commanded(words: str, out: Path) -> tuple[int, str]:
+    """Exit code and stderr of `train dml` with these words."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        code = main(["train", "dml", "--train-samples", "500", "--out", str(out), *words.split()])
+    return code, said.getvalue()
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_what_does_not_fit_is_one_line_from_the_first_rank(words: str, tmp_path: Path) -> None:
+    found = on_ranks(2, commanded, words, tmp_path / "run")
+    assert found == [(2, f"teacherless: {COMMANDS[words]}\n"), (2, "")]

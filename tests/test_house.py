@@ -53,7 +53,20 @@ CORE_LINES, CORE_CODE = 5210, 3200  # all of its lines, and those of code, at mo
 # What the core may import besides itself and Python's own library: from outside, and from the house.
 FENCE = {"torch", "numpy", "safetensors", "pydantic", "filelock"}
 NEAR = {"errors", "batch", "network", "files", "data", "models.files", "models.layers", *NOT_CORE, "__version__"}
-PLAIN_ROOMS = {"cli", "losses", "method", "batch", "network", "errors", "methods", "evaluation", "training", "data"}
+PLAIN_ROOMS = {
+    "cli",
+    "files",
+    "study",
+    "losses",
+    "method",
+    "batch",
+    "network",
+    "errors",
+    "methods",
+    "evaluation",
+    "training",
+    "data",
+}
 
 
 def imports(file: Path) -> set[str]:

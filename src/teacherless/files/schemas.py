@@ -261,10 +261,10 @@ def who_left(left: Mapping[str, int]) -> str:
 
 def terms(line: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
     """The terms of an epoch's loss by name: cross-entropy with the labels, and all others."""
-    found = {key.removeprefix("train/"): value or 0.0 for key, value in line.items()
-             if key.startswith("train/") and key.count("/") == 1 and key != "train/loss"}  # fmt: skip
-    labels = {name: value for name, value in found.items() if name.startswith("ce")}
-    return labels, {name: value for name, value in found.items() if name not in labels}
+    names = [key for key in line if key.startswith("train/") and key.count("/") == 1 and key != "train/loss"]
+    values = {key.removeprefix("train/"): line[key] or 0.0 for key in names}
+    labels = {name: value for name, value in values.items() if name.startswith("ce")}
+    return labels, {name: value for name, value in values.items() if name not in labels}
 
 
 @with_config(OPEN)

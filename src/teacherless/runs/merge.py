@@ -121,8 +121,8 @@ def _flag(flag: str, value: Any) -> Iterable[str]:
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag.removeprefix('--')}"]
     if isinstance(value, dict):
-        return [part for key, each in value.items()
-                for part in (flag, f"{key}={each if isinstance(each, str) else json.dumps(each)}")]  # fmt: skip
+        pairs = {key: each if isinstance(each, str) else json.dumps(each) for key, each in value.items()}
+        return [part for key, each in pairs.items() for part in (flag, f"{key}={each}")]
     if isinstance(value, list):
         repeated = flag == "--student"
         return [part for each in value for part in (flag, str(each))] if repeated else [flag, *map(str, value)]

@@ -24,11 +24,23 @@ if TYPE_CHECKING:
     from teacherless.runs.recipes import Recipe
     from teacherless.runs.results import Evaluation
 
+ONE_NETWORK = (
+    "Compared is one network: the mean over those trained together. The best of several, or all together, is another "
+    "thing to buy:"
+)
 METRICS = {
-    "top1": "top-1 %", "balanced": "balanced %", "top5": "top-5 %", "nll": "NLL", "ece": "ECE %",
-    "rank1": "rank-1 %", "rank5": "rank-5 %", "rank10": "rank-10 %", "map": "mAP %", "mq_rank1": "MQ rank-1 %",
+    "top1": "top-1 %",
+    "balanced": "balanced %",
+    "top5": "top-5 %",
+    "nll": "NLL",
+    "ece": "ECE %",
+    "rank1": "rank-1 %",
+    "rank5": "rank-5 %",
+    "rank10": "rank-10 %",
+    "map": "mAP %",
+    "mq_rank1": "MQ rank-1 %",
     "mq_map": "MQ mAP %",
-}  # fmt: skip
+}
 
 
 SMOKE = "smoke run: small networks, a few images; the numbers mean nothing"
@@ -99,8 +111,8 @@ def summary(found: Mapping[str, Any], folder: Path, *, smoke: bool = False) -> N
     doctor(found.get("doctor", []))
     if best not in dead:
         tested = found["students"][best]
-        print(f"ship {best} ({number('top1', tested.get('test_map', tested['test_top1']))} on test): "
-              f"{folder / 'students' / best}")  # fmt: skip
+        top = number("top1", tested.get("test_map", tested["test_top1"]))
+        print(f"ship {best} ({top} on test): {folder / 'students' / best}")
 
 
 def doctor(findings: Sequence[Mapping[str, str]]) -> None:
@@ -120,8 +132,8 @@ def source(found: Source, sizes: Sequence[tuple[int, int]], json: bool = False) 
     splits = {name: part for name in ("train", "val", "test") if (part := getattr(found, name)) is not None}
     counts = {name: part.labels.bincount(minlength=len(found.classes)).tolist() for name, part in splits.items()}
     if json:
-        return as_json({"name": found.name, "classes": found.classes, **counts, "size": found.size, "fit": found.fit,
-                        "photos": sizes, "unreadable": found.unreadable})  # fmt: skip
+        about = {key: getattr(found, key) for key in ("name", "classes", "size", "fit", "unreadable")}
+        return as_json({**about, **counts, "photos": sizes})
     rows = zip(found.classes, *(map(str, each) for each in counts.values()), strict=True)
     table(["class", *counts], rows)
     print(found)
@@ -168,8 +180,8 @@ def plan(found: Plan, json: bool = False) -> None:
     print(f"engine          {found.engine}, {found.precision}", flush=True)
     bill = found.bill()
     print(f"peak memory     {'unknown' if bill.peak_bytes is None else f'{bill.peak_bytes / 2**30:.2f} GiB'}")
-    print(f"time            {duration(bill.epoch_seconds)} an epoch ({found.per_epoch} steps of "
-          f"{1000 * bill.step_seconds:.1f} ms); {duration(bill.seconds)} for {found.epochs} epochs")  # fmt: skip
+    epoch = f"{duration(bill.epoch_seconds)} an epoch ({found.per_epoch} steps of {1000 * bill.step_seconds:.1f} ms)"
+    print(f"time            {epoch}; {duration(bill.seconds)} for {found.epochs} epochs")
     print(f"cost            {bill.relative:.2f} times plain training of the first student")
 
 
@@ -185,38 +197,30 @@ def comparison(found: Mapping[str, Any], *, smoke: bool = False) -> None:
     sizes: dict[str, list[str]] = {}
     for name, row in methods.items():
         price = f"{row['cost']:.1f}x" if row["cost"] else "-"
-        rows.append([
-            name,
-            _mean(row["student"]),
-            _difference(row["difference"]),
-            *([_interval(row["difference"]["both"]) if row["difference"] else ""] if found["test_images"] else []),
-            *("" if row[key] is None else f"{row[key]['mean']:.3f}" for key in ("nll", "ece")),
-            price,
-            "" if row["train_seconds"] is None else f"{row['train_seconds']:.1f}",
-            "" if row["train_flops"] is None else f"{row['train_flops'] / 1e12:.3g}",
-        ])  # fmt: skip
+        by_image = {"seeds and images": _interval((row["difference"] or {}).get("both"))}
+        nll, ece = ("" if row[key] is None else f"{row[key]['mean']:.3f}" for key in ("nll", "ece"))
+        cells = {
+            "method": name,
+            f"test {found['metric']} %": _mean(row["student"]),
+            "vs plain": _difference(row["difference"]),
+            **(by_image if found["test_images"] else {}),
+            "NLL": nll,
+            "ECE %": ece,
+            "train": price,
+            "seconds": "" if row["train_seconds"] is None else f"{row['train_seconds']:.1f}",
+            "TFLOP": "" if row["train_flops"] is None else f"{row['train_flops'] / 1e12:.3g}",
+        }
+        rows.append(cells)
         if row["best"] or row["ensemble"]:
             means = (_mean(row[key]) for key in ("student", "best", "ensemble"))
             several.append([f"{name}, {row['networks']}", *means, price])
         if size := row["inference"]:
-            cost = (f"{size['params']:,} parameters, {size['flops'] / 1e6:,.1f} MFLOP, {size['ms']:.2f} ms "
-                    f"({size['low_ms']:.2f} to {size['high_ms']:.2f})")  # fmt: skip
+            spread = f"{size['ms']:.2f} ms ({size['low_ms']:.2f} to {size['high_ms']:.2f})"
+            cost = f"{size['params']:,} parameters, {size['flops'] / 1e6:,.1f} MFLOP, {spread}"
             sizes.setdefault(cost, []).append(name)
-    columns = [
-        "method",
-        f"test {found['metric']} %",
-        "vs plain",
-        *(["seeds and images"] if found["test_images"] else []),
-        "NLL",
-        "ECE %",
-        "train",
-        "seconds",
-        "TFLOP",
-    ]
-    table(columns, rows, left=2, title=SMOKE if smoke else "")
+    table(list(rows[0]), [list(row.values()) for row in rows], left=2, title=SMOKE if smoke else "")
     if several:
-        print("Compared is one network: the mean over those trained together. The best of several, or all together, is "
-              "another thing to buy:")  # fmt: skip
+        print(ONE_NETWORK)
         table(["networks", "one of them", "best on validation", "all together", "train"], several, left=2)
     for cost, names in sizes.items():
         print(f"one image through one network: {cost}{': ' + ', '.join(names) if len(sizes) > 1 else ''}")
@@ -228,9 +232,10 @@ def comparison(found: Mapping[str, Any], *, smoke: bool = False) -> None:
         for seed, why in row["failed"].items():
             print(printable(f"{name}, seed {seed} failed: {why}"))
     if not smoke:
-        of_runs = [{**each, "finding": f"{name}: {each['finding']}"} for name, row in methods.items()
-                   for each in row["doctor"]]  # fmt: skip
-        doctor([*found["doctor"], *of_runs])
+        findings = list(found["doctor"])
+        for name, row in methods.items():
+            findings += [{**each, "finding": f"{name}: {each['finding']}"} for each in row["doctor"]]
+        doctor(findings)
     if found["sweep"]:
         sweep(found["sweep"], plain.get("train_seconds"))
     print(f"mean ± std over seeds; {found['caveat']}.")
@@ -243,8 +248,8 @@ def sweep(found: Mapping[str, Any], plain_seconds: float | None) -> None:
     for method, row in methods.items():
         cost = f"{row['seconds'] / plain_seconds:.1f}x" if plain_seconds else "-"
         rows.append([method, *(number("top1", top1) for top1 in row["tried"].values()), f"{row['chosen']:g}", cost])
-    print(f"{name} was chosen by top-1 on validation, in %, with {found['seeds']} other seeds; its cost, in plain "
-          "trainings, comes on top:")  # fmt: skip
+    chosen = f"{name} was chosen by top-1 on validation, in %, with {found['seeds']} other seeds"
+    print(f"{chosen}; its cost, in plain trainings, comes on top:")
     tried = next(iter(methods.values()))["tried"]
     table(["method", *(f"{name} {value}" for value in tried), "chosen", "cost"], rows)
 
@@ -274,8 +279,10 @@ def exported(found: Exported, json: bool) -> None:
     *most, last = found.ms
     batches = f"{', '.join(most)} and {last}" if most else last
     print(f"{found.name} is in {found.file}, {found.size / 1e6:.2f} MB")
-    print(f"read again without teacherless, {found.images} images in batches of {batches}: logits differ by at most "
-          f"{found.difference:.2g}, {100 * found.agree:.1f} % get the same class")  # fmt: skip
+    print(
+        f"read again without teacherless, {found.images} images in batches of {batches}: logits differ by at most "
+        f"{found.difference:.2g}, {100 * found.agree:.1f} % get the same class"
+    )
     print("an image takes on this CPU", ", ".join(f"{ms:.2f} ms in a batch of {size}" for size, ms in found.ms.items()))
 
 

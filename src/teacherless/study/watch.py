@@ -114,8 +114,8 @@ class Progress:
                 number = f"[{len(self.cells) - len(self.unfinished)}/{len(self.cells)}]"
                 found = () if "failed" in done else estimate(self.numbers, cell.row)
                 so_far = f", vs plain so far {' '.join(found)}" if found else ""
-                self._say(f"{number} {cell.row}, seed {cell.run.seed}: {self.told.line(cell, done)}{so_far}"
-                          f"{self._left()}")  # fmt: skip
+                line = f"{self.told.line(cell, done)}{so_far}{self._left()}"
+                self._say(f"{number} {cell.row}, seed {cell.run.seed}: {line}")
 
     def _finish(self, cell: Cell, done: dict[str, Any]) -> None:
         self.unfinished.remove(cell)
@@ -131,8 +131,9 @@ class Progress:
     def _at(self) -> list[str]:
         return [
             f"{cell.row}, seed {cell.run.seed}: epoch {min(len(self.seconds[cell.folder]) + 1, total)}/{total}"
-            for cell in self.running for total in [self._total(cell)]
-        ]  # fmt: skip
+            for cell in self.running
+            for total in [self._total(cell)]
+        ]
 
     def _count(self) -> str:
         return f"{len(self.cells) - len(self.unfinished)} of {len(self.cells)} runs done{self._left()}"
@@ -148,8 +149,8 @@ class Progress:
             runs = "".join(self._state(cell) for cell in self.cells if cell.row == row)
             found, interval = (*estimate(self.numbers, row), "", "")[:2]
             mean = f"{fmean(numbers.values()):.2f}" if numbers else ""
-            rows.append([row, runs.translate(IN_ASCII) if self.console.options.ascii_only else runs, found, interval,
-                         mean])  # fmt: skip
+            shown = runs.translate(IN_ASCII) if self.console.options.ascii_only else runs
+            rows.append([row, shown, found, interval, mean])
         columns = ["method", "runs", "vs plain", "95 %, so far", f"{self.told.split} %"]
         if not any(row[2] for row in rows):
             columns, rows = [columns[i] for i in (0, 1, 4)], [[row[i] for i in (0, 1, 4)] for row in rows]

@@ -143,9 +143,14 @@ def timm_config(net: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
     arguments.pop("stages", None)
     size = config.get("input_size", known["input_size"][1:])
     fit = config.get("fit", "squash")
-    how = {"mean": config.get("mean"), "std": config.get("std"), "interpolation": "bilinear", "label_names":
-           config.get("classes"), "crop_mode": "squash" if fit == "squash" else "center",
-           "crop_pct": 0.875 if fit == "crop-0.875" else 1.0}  # fmt: skip
+    how = {
+        "mean": config.get("mean"),
+        "std": config.get("std"),
+        "interpolation": "bilinear",
+        "label_names": config.get("classes"),
+        "crop_mode": "squash" if fit == "squash" else "center",
+        "crop_pct": 0.875 if fit == "crop-0.875" else 1.0,
+    }
     own = {key: known.get(key) for key in OF_ARCHITECTURE}
     own |= {key: value for key, value in how.items() if value is not None}
     return {

@@ -10,16 +10,18 @@ from teacherless.files.schemas import Finding
 
 def of_runs(summaries: Sequence[Mapping[str, Any]]) -> list[Finding]:
     """The findings of one method's runs, each with the evidence of the first run that has it, and how many have."""
-    found: dict[str, list[Finding]] = {}
+    findings: dict[str, list[Finding]] = {}
     for summary in summaries:
         for one in summary.get("doctor", []):
-            found.setdefault(one["finding"], []).append(one)
-    return [{**each[0], "finding": f"{name}, in {len(each)} of {len(summaries)} runs"} for name, each in found.items()]
+            findings.setdefault(one["finding"], []).append(one)
+    return [
+        {**each[0], "finding": f"{name}, in {len(each)} of {len(summaries)} runs"} for name, each in findings.items()
+    ]
 
 
 def examine(methods: Mapping[str, Any]) -> list[Finding]:
     """Of a comparison, from the rows of its table."""
-    rows = {row: found["difference"] for row, found in methods.items() if found["difference"]}
+    rows = {row: each["difference"] for row, each in methods.items() if each["difference"]}
     return [*_few_images(rows), *_longer(rows)]
 
 

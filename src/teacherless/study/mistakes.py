@@ -15,15 +15,15 @@ from teacherless.study.drawing import NAMED_CLASSES, heatmap, number, panels, sa
 NUMBERED_CLASSES = 20  # of a confusion matrix with its numbers
 
 
-def default_out(path: Path, found: Evaluation) -> Path:
+def default_out(path: Path, evaluation: Evaluation) -> Path:
     """`RUN/evaluation/<data>-<split>`, also for a student in a run folder; a student's own folder stays as it is."""
     run, whole = run_folder(path), path.resolve()
     if run is not None and run != whole:
-        return run / "evaluation" / f"{whole.name}-{found.data}-{found.split}"
-    return path / "evaluation" / f"{found.data}-{found.split}"
+        return run / "evaluation" / f"{whole.name}-{evaluation.data}-{evaluation.split}"
+    return path / "evaluation" / f"{evaluation.data}-{evaluation.split}"
 
 
-def write(found: Evaluation, out: Path) -> list[Path]:
+def write(evaluation: Evaluation, out: Path) -> list[Path]:
     """evaluation.json, the confusion matrix, and a sheet of the most confident mistakes.
 
     Raises: InputError where they cannot be written.
@@ -31,12 +31,14 @@ def write(found: Evaluation, out: Path) -> list[Path]:
     with disk.saying(f"--out: cannot write to {str(out)!r}"):
         out.mkdir(parents=True, exist_ok=True)
     files = [out / "evaluation.json"]
-    disk.write_json(files[0], found.about())
-    if found.confusion:
-        files += confusion(found.confusion, found.classes, found.shipped, out / "confusion")
-    if found.mistakes and found.pixels is not None:
-        captions = [f"{m.label}, taken for\n{m.taken_for} ({100 * m.confidence:.0f} %)" for m in found.mistakes]
-        files += sheet(found.pixels, captions, f"{found.shipped}: the most confident mistakes", out / "mistakes")
+    disk.write_json(files[0], evaluation.about())
+    if evaluation.confusion:
+        files += confusion(evaluation.confusion, evaluation.classes, evaluation.shipped, out / "confusion")
+    if evaluation.mistakes and evaluation.pixels is not None:
+        captions = [f"{m.label}, taken for\n{m.taken_for} ({100 * m.confidence:.0f} %)" for m in evaluation.mistakes]
+        files += sheet(
+            evaluation.pixels, captions, f"{evaluation.shipped}: the most confident mistakes", out / "mistakes"
+        )
     return files
 
 

@@ -167,13 +167,13 @@ def _load(name: str | None, folder: Path, trust_imports: bool) -> _Loaded:
 
 
 def _labels(bases: Sequence[str], found: Sequence[Run]) -> list[str]:
-    """A cell's row or a run's method, and whatever sets its runs apart from others of that name."""
+    """A cell's row or a run's method, and whatever makes its runs differ from others of that name."""
     settings = [run.model_dump(mode="json", exclude={"set", *NO_MATTER}) | run.set for run in found]
     labels = []
     for base, own in zip(bases, settings, strict=True):
         others = [other for name, other in zip(bases, settings, strict=True) if name == base]
-        apart = [f"{key}={_short(value)}" for key, value in own.items() if any(o.get(key) != value for o in others)]
-        labels.append(" ".join([base, *apart]))
+        different = [f"{key}={_short(value)}" for key, value in own.items() if any(o.get(key) != value for o in others)]
+        labels.append(" ".join([base, *different]))
     return labels
 
 

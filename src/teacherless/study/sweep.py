@@ -34,10 +34,10 @@ def parse(text: str, run: Run) -> tuple[str, list[Any]]:
     if setting not in SWEPT:
         raise unknown("setting to sweep", name, SWEPT)
     given = run.model_dump(exclude_unset=True)
-    found = [getattr(read(Run, given | {setting: value}, "--sweep: "), setting) for value in values.split(",")]
-    if len(set(found)) < 2:
+    tried = [getattr(read(Run, given | {setting: value}, "--sweep: "), setting) for value in values.split(",")]
+    if len(set(tried)) < 2:
         raise InputError(f"--sweep: found {text!r}; must be two values at least")
-    return setting, list(dict.fromkeys(found))
+    return setting, list(dict.fromkeys(tried))
 
 
 def choose(
@@ -64,15 +64,15 @@ def choose(
     }
     told = None if quiet else Told("validation", _on_validation)
     run_cells([cell for cells in trials.values() for cell in cells], jobs, told, ", then the comparison")
-    found = {}
+    results = {}
     for method in runs:
         scores = {value: _score(trials[method, value]) for value in values}
-        found[method] = {
+        results[method] = {
             "tried": {f"{value:g}": score and score[0] for value, score in scores.items()},
             "chosen": max(values, key=lambda value: scores[value] or (-1.0, 0.0)),  # of equal ones the first
             "seconds": sum(_seconds(cell) for value in values for cell in trials[method, value]),
         }
-    return {"setting": setting, "seeds": len(SEEDS), "methods": found}
+    return {"setting": setting, "seeds": len(SEEDS), "methods": results}
 
 
 def _trial(method: str, run: Run, setting: str, seed: int, out: Path) -> Cell:

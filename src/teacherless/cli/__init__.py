@@ -17,7 +17,7 @@ from typing import Any, Literal
 from cyclopts import App, CycloptsError
 
 import teacherless
-from teacherless.cli.given import AllFlags, Json, Switch, examples, merged
+from teacherless.cli.given import AllFlags, Json, Switch, examples, merged, number_range
 from teacherless.cli.lists import lists
 from teacherless.errors import Diverged, InputError, Lost, Stopped, one_line, short
 from teacherless.files import schemas
@@ -181,7 +181,7 @@ def compare(
     from teacherless.runs.merge import merge_comparison
 
     given = getattr(flags, "peers", None) or ""
-    sizes = _range("--peers", given) if ".." in given else ()
+    sizes = number_range("--peers", given) if ".." in given else ()
     run, names = merge_comparison(methods, dict(flags) | ({"peers": None} if sizes else {}), recipe)
     if seeds < 1:
         raise InputError(f"--seeds: found {seeds}; must be at least 1")
@@ -204,14 +204,6 @@ def compare(
         show.comparison(table, smoke=run.small)
         print("open:", table["report"] or folder / "compare.csv")
     return 4 if any(row["failed"] for row in table["methods"].values()) else 0
-
-
-def _range(name: str, text: str) -> range:
-    """`1..5`, both ends included. Raises: InputError for anything else."""
-    low, _, high = text.partition("..")
-    if not (low.isdecimal() and high.isdecimal() and 0 < int(low) <= int(high)):
-        raise InputError(f"{name}: found {text!r}; must be a number, or a range as 1..5")
-    return range(int(low), int(high) + 1)
 
 
 @app.command(help_epilogue=examples("evaluate runs/first", "evaluate runs/first/students/peer0 --data more-photos"))

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from pydantic import BaseModel
 
+from teacherless.errors import InputError
 from teacherless.runs.config import Run
 from teacherless.runs.flags import DataFlags, Flags
 
@@ -32,3 +33,11 @@ def merged(method: str | None, flags: BaseModel, recipe: Path | None = None, sto
 def examples(*lines: str) -> str:
     """The end of a command's help."""
     return "\n".join(["Examples:", *(f"  teacherless {line}" for line in lines)])
+
+
+def number_range(name: str, text: str) -> range:
+    """`1..5`, both ends included. Raises: InputError for anything else."""
+    low, _, high = text.partition("..")
+    if not (low.isdecimal() and high.isdecimal() and 0 < int(low) <= int(high)):
+        raise InputError(f"{name}: found {text!r}; must be a number, or a range as 1..5")
+    return range(int(low), int(high) + 1)

@@ -45,6 +45,7 @@ MUTUAL, PARTS = "methods/_mutual.py", "methods/_parts.py"
 DDGSD, KD, FITNETS, BYOT = "methods/ddgsd.py", "methods/kd.py", "methods/fitnets.py", "methods/byot.py"
 FRSKD, PSKD, TFKD, CSKD = "methods/frskd.py", "methods/ps_kd.py", "methods/tf_kd.py", "methods/cs_kd.py"
 PLAIN, SMOOTHING, SNAPSHOT = "methods/plain.py", "methods/label_smoothing.py", "methods/snapshot.py"
+ZIPF = "methods/zipf_ls.py"
 DLB, RDROP, COSUB = "methods/dlb.py", "methods/r_drop.py", "methods/cosub.py"
 
 MUTANTS = [
@@ -231,6 +232,15 @@ MUTANTS = [
     Mutant("cosub: sigmoids summed over classes", COSUB, "losses.bce(z, others.sigmoid()) / z.shape[-1]",
            "losses.bce(z, others.sigmoid())"),
     Mutant("cosub: softmax as a sigmoid's target", COSUB, "others.sigmoid()", "others.softmax(-1)"),
+    Mutant("Zipf: the right class is in the softmax", ZIPF, "logits.masked_fill(right, -torch.inf)", "logits"),
+    Mutant("Zipf: the right class has a target", ZIPF, ".pow(-self.power).masked_fill(right, 0)", ".pow(-self.power)"),
+    Mutant("Zipf: equal scores share the worst rank", ZIPF, "right=True) + 1", "right=False)"),
+    Mutant("Zipf: the lowest score is first", ZIPF, "self.votes(maps[-1]", "-self.votes(maps[-1]"),
+    Mutant("Zipf: rises with the rank", ZIPF, ".pow(-self.power)", ".pow(self.power)"),
+    Mutant("Zipf: an earlier map votes", ZIPF, "losses.full(rank(scores)", "losses.full(rank(logits.detach())"),
+    Mutant("Zipf: map not enlarged", ZIPF, "if self.upsample > 1:", "if False:"),
+    Mutant("Zipf: entropy of the target dropped", ZIPF, "(torch.xlogy(q, q) - q * log_p)", "(-q * log_p)"),
+    Mutant("Zipf: weight ignored", ZIPF, "self.weight * kl.mean()", "kl.mean()"),
     Mutant("BCE: weight ignored", LOSSES, "whole * F.softplus", "F.softplus"),
     #
     Mutant("TF-KD: virtual teacher's probabilities as logits", TFKD, "oracle.log()", "oracle"),

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from teacherless.methods.r_drop import RDrop as RDrop
     from teacherless.methods.snapshot import Snapshot as Snapshot
     from teacherless.methods.tf_kd import TFKD as TFKD
+    from teacherless.methods.zipf_ls import ZipfLS as ZipfLS
     from teacherless.models import create as create
     from teacherless.models.files import load_student as load_student
     from teacherless.models.files import save_student as save_student
@@ -68,6 +69,7 @@ _HOME = {
         "RDrop",
         "Snapshot",
         "TFKD",
+        "ZipfLS",
     ],
     "models": ["create"],
     "models.foreign.wrapper": ["adapt"],

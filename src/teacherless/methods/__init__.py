@@ -19,6 +19,7 @@ from teacherless.methods.ps_kd import PSKD
 from teacherless.methods.r_drop import RDrop
 from teacherless.methods.snapshot import Snapshot
 from teacherless.methods.tf_kd import TFKD
+from teacherless.methods.zipf_ls import ZipfLS
 
 METHODS: dict[str, type[Method]] = {
     "plain": Plain,
@@ -37,4 +38,5 @@ METHODS: dict[str, type[Method]] = {
     "dlb": DLB,
     "r-drop": RDrop,
     "cosub": Cosub,
+    "zipf-ls": ZipfLS,
 }

@@ -32,8 +32,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import nn
-from torch.nn import functional as F
 
 from teacherless import losses
 from teacherless.errors import InputError
@@ -73,7 +73,8 @@ class Cosub(RDrop):
             hard = losses.ce(z, batch.labels, self.smoothing)
             soft = losses.soft_ce(z, losses.log_probs(others).exp())
         else:
-            labels = batch.labels if batch.labels.dim() == 2 else F.one_hot(batch.labels, z.shape[-1]).to(z)
+            ids = batch.labels
+            labels = ids if ids.dim() == 2 else torch.zeros_like(others[0]).scatter(1, ids[:, None], 1)
             whole = labels.sum(-1, keepdim=True)  # 1, or the weight of the classes
             smooth = (1 - self.smoothing) * labels + self.smoothing * whole / z.shape[-1]
             hard = losses.bce(z, smooth, whole) / z.shape[-1]

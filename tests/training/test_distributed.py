@@ -229,6 +229,7 @@ COMMANDS = {
     "--parallel peers --set update=in_turn": f"--parallel: found peers; {NO_SPLIT}",
     "--place 0,0": f"--place: found '0,0'; must be {PLACES}",
     "--sync-bn": "--sync-bn: found device cpu; synchronised batch norm needs GPUs",
+    "--on-divergence revive": "--on-divergence: found revive with 2 ranks; must be isolate or stop",
     "--engine threads": "--engine: found threads; ranks compute with --engine loop",
     "--parallel data -b 400": "--batch-size: found 400 on each of 2 data ranks; the training set has 500 samples",
 }

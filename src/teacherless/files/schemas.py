@@ -178,6 +178,7 @@ class Summary(TypedDict):
     chosen: str
     doctor: NotRequired[list[Finding]]
     left: NotRequired[dict[str, int]]  # students that are not finite, and after how many steps
+    revived: NotRequired[dict[str, int]]  # students that have come back, and how often
     dead: NotRequired[list[str]]  # students that say the same of every validation image
     unreadable: NotRequired[int]
     files: NotRequired[dict[str, str]]

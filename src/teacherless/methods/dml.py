@@ -23,8 +23,10 @@ Defaults:
     topology "complete" (ours to change): whom a peer listens to. "ring": the peer before. "star": everyone to peer 0,
     peer 0 to everyone. "weak-to-strong": to the mean of the stronger ones, strength being the order of the students,
     the strongest last; it listens to nobody. Or a matrix, row k the weights of peer k's targets, summing to 1 or 0.
-    A peer whose prediction is not finite leaves for good (ours): from that step on it is in nobody's mean and in no
+    A peer whose prediction is not finite leaves (ours): from that step on it is in nobody's mean and in no
     term, the mean is over the others that remain, and `left()` has the step. When all have left, the terms are NaN.
+    `--on-divergence revive` brings a peer back at the epoch's end, with the weights of the last epoch's end at which it
+    was whole and an optimizer that remembers nothing, twice at most.
     views 1. With views V > 1 (ours) each peer sees V distortions and each of the K·V predictions learns from the mean
     of all the others; V = 1 is DML, and K = 1 with V = 2 is the KL part of DDGSD.
 

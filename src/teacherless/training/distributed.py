@@ -209,6 +209,8 @@ class Ranks:
             return
         splits = method.shard(self.own, lambda own: own, lambda own: (own, slice(None))) is not None
         self.shape = peers, data = shape(settings.parallel, self.size, len(names), splits)
+        if settings.on_divergence == "revive":
+            raise InputError(f"--on-divergence: found revive with {self.size} ranks; must be isolate or stop")
         if settings.sync_bn and self._device().type != "cuda":
             raise InputError(f"--sync-bn: found device {self._device().type}; synchronised batch norm needs GPUs")
         if not isinstance(loader, Loader):

@@ -29,6 +29,7 @@ from teacherless.training.distributed import Ranks
 from teacherless.training.ema import Average
 from teacherless.training.precision import NO_BF16
 from teacherless.training.record import Line, Recorder
+from teacherless.training.revival import Revival, is_whole
 from teacherless.training.settings import Settings
 from teacherless.training.step import Engine, body, make_optimizer, pick_device, rate, set_rates
 from teacherless.training.stop import Interrupted, Signals
@@ -78,6 +79,7 @@ class Training:
         self.sound = 0  # the last finished epoch's checkpoint has this number, if there is one
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.left: dict[str, int] = {}  # students that are not finite, and after how many steps
+        self.revival = Revival(self.students, settings.on_divergence == "revive")
         file = self.out and self.out / "metrics.jsonl"
         batches = self.per_epoch and (self.steps or self.epochs * self.per_epoch) * len(method.phases)
         board = board_of(self.out) if settings.log and self.ranks.rank == 0 else None
@@ -155,8 +157,7 @@ class Training:
         self._see_who_left()
         self.ranks.settle(self.average)
         values = self._evaluate()
-        named: dict[str, Any] = {"phase": self.method.phase} if self.method.phase else {}
-        named |= {"left": self.left} if self.left else {}
+        named = {"phase": self.method.phase, "left": self.left, "revived": dict(self.revival.times)}
         lr = float(self.optimizer.param_groups[0]["lr"])
         line = self.recorder.epoch(self.phase * self.epochs + self.epoch, self.step, lr, values, **named)
         self.enough = bool(*self.ranks.agree(bool(self.on_epoch and self.on_epoch(line))))
@@ -164,6 +165,7 @@ class Training:
         self._end_if_over((), "")
         if not self._over({name for name, each in values.items() if not math.isfinite(each["nll"])}):
             self.sound = self._number()
+        self.revival.end_epoch(self.method.left(), values, self.optimizer, self.average, self.say)
         self.epoch_random = checkpoint.random_state()
         self._stop_or_save(self.epoch)
 
@@ -216,7 +218,7 @@ class Training:
         """Raises: Diverged if what was recorded since the epoch began, or a student's weights, is not finite."""
         self.recorder.check(self.phase * self.epochs + self.epoch)
         self._see_who_left()
-        own = [name for name, net in self.own.items() if not all(map(_is_finite, net.state_dict().values()))]
+        own = [name for name, net in self.own.items() if not is_whole(net)]
         bad = [name for name in self.students if any(name in each for each in self.ranks.everyone(own))]
         self._end_if_over(bad, f"weights of {', '.join(bad)} are not finite" if bad else "")
 
@@ -231,7 +233,7 @@ class Training:
 
     def _over(self, bad: Collection[str]) -> bool:
         """Whether the run is over if these students, and those that have left, are not finite."""
-        isolates = self.settings.on_divergence == "isolate" and self.method.left() is not None
+        isolates = self.settings.on_divergence != "stop" and self.method.left() is not None
         gone = {*bad, *self.left}
         return len(gone) == len(self.students) if isolates else bool(gone)
 
@@ -284,6 +286,7 @@ class Training:
             recorder=checkpoint.State(*self.recorder.state()),
             random=checkpoint.random_state(),
             epoch_random=self.epoch_random,
+            revival=self.revival.state(),
         )
 
     def restore(self, state: checkpoint.State) -> None:
@@ -304,6 +307,7 @@ class Training:
         self.left = self._who_left()
         if self.average:
             self.average.load(checkpoint.unpack(state, "average").tensors)
+        self.revival.restore(state)
         checkpoint.load_optimizer(self.optimizer, checkpoint.unpack(state, "optimizer"))
         self.ranks.forget(self.optimizer)
         self.recorder.restore(*checkpoint.unpack(state, "recorder"))
@@ -336,7 +340,3 @@ class Training:
         """Print a line, unless the run is quiet."""
         if self.recorder.screen:
             print(line, flush=True)
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())

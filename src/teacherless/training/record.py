@@ -100,7 +100,7 @@ class Recorder:
 
         Raises: Diverged if the loss is not finite; the line is written, with null for what is no number.
         """
-        line: Line = {"epoch": epoch, "step": step, "lr": lr, **more}
+        line: Line = {"epoch": epoch, "step": step, "lr": lr} | {key: each for key, each in more.items() if each}
         seconds = max(self.spent, 1e-9)
         terms = {name: mean for name, mean in self.means.items() if name.count("/") == 1}
         line["train/loss"] = sum(terms.values())
@@ -123,8 +123,7 @@ class Recorder:
         """Raises: Diverged if a term is not finite; it names the student that was the first to go."""
         bad = [name for name, mean in self.means.items() if name.count("/") == 1 and not math.isfinite(mean)]
         if bad:
-            least = min(self.finite.values())
-            first = [name for name, share in self.finite.items() if share == least < 1]
+            first = [name for name, share in self.finite.items() if share == min(self.finite.values()) < 1]
             who = f", first in {', '.join(first)}" if first and len(self.students) > 1 else ""
             raise Diverged(f"training diverged in epoch {epoch}: {', '.join(bad)} is not finite{who}; {ADVICE}")
 

@@ -44,10 +44,10 @@ class Settings(BaseModel):
     seed: int = Field(0, ge=0, lt=2**62, description="of weights, sample order, distortions")
     select: Literal["last", "best"] = Field("last", description="ship the last epoch, or the best on validation")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights, evaluated and shipped instead; 0: none")
-    on_divergence: Literal["isolate", "stop"] = Field(
+    on_divergence: Literal["isolate", "revive", "stop"] = Field(
         "isolate",
-        description="a peer that is not finite: isolate takes it out of the others' mean, stop ends the run; no peer "
-        "left, or one student, always ends it",
+        description="a peer that is not finite: isolate takes it out of the others' mean; revive does and brings it "
+        "back at the epoch's end, as when last whole, twice at most; stop ends the run, as the last to go always does",
     )
     device: str = Field("auto", description="auto, cpu, cuda, or what torch.device reads: cuda:1, mps, xpu")
     engine: Literal["auto", "loop", "threads", "graph"] = Field(
@@ -113,7 +113,7 @@ class SettingsDict(TypedDict, total=False):
     seed: int
     select: Literal["last", "best"]
     ema: float
-    on_divergence: Literal["isolate", "stop"]
+    on_divergence: Literal["isolate", "revive", "stop"]
     device: str
     engine: Literal["auto", "loop", "threads", "graph"]
     amp: bool

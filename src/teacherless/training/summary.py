@@ -83,17 +83,16 @@ def summarise(
     )
     best = max(alive, key=lambda name: on_val[name]["top1"]) if on_val else alive[0]
     params = {name: sum(p.numel() for p in net.parameters()) for name, net in training.students.items()}
+    seldom = {"left": training.left, "revived": training.revival.times, "dead": dead}  # dead: one answer to all images
     summary = {
         **head,
         "students": {name: {"params": count, **row(name)} for name, count in params.items()},
         "ensemble": row("ensemble") if ensemble or "ensemble" in ranks else None,
         "chosen": best,
         "doctor": doctor.examine(record),
-        **({"left": training.left} if training.left else {}),
-        **({"dead": dead} if dead else {}),  # they give every validation image the same logits
+        **{key: each for key, each in seldom.items() if each},
         "train_seconds": round(recorder.seconds, 3),
         "img_per_s": round(recorder.images / max(recorder.seconds, 1e-9), 1),
     }
     own = {name: each for name, each in test_logits.items() if name in students}
-    guesses = predictions.of(own, test_labels) if own else {}
-    return summary, guesses
+    return summary, predictions.of(own, test_labels) if own else {}

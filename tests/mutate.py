@@ -45,7 +45,7 @@ MUTUAL, PARTS = "methods/_mutual.py", "methods/_parts.py"
 DDGSD, KD, FITNETS, BYOT = "methods/ddgsd.py", "methods/kd.py", "methods/fitnets.py", "methods/byot.py"
 FRSKD, PSKD, TFKD, CSKD = "methods/frskd.py", "methods/ps_kd.py", "methods/tf_kd.py", "methods/cs_kd.py"
 PLAIN, SMOOTHING, SNAPSHOT = "methods/plain.py", "methods/label_smoothing.py", "methods/snapshot.py"
-ZIPF = "methods/zipf_ls.py"
+ZIPF, MEAN = "methods/zipf_ls.py", "methods/mean_teacher.py"
 DLB, RDROP, COSUB = "methods/dlb.py", "methods/r_drop.py", "methods/cosub.py"
 
 MUTANTS = [
@@ -241,6 +241,17 @@ MUTANTS = [
     Mutant("Zipf: map not enlarged", ZIPF, "if self.upsample > 1:", "if False:"),
     Mutant("Zipf: entropy of the target dropped", ZIPF, "(torch.xlogy(q, q) - q * log_p)", "(-q * log_p)"),
     Mutant("Zipf: weight ignored", ZIPF, "self.weight * kl.mean()", "kl.mean()"),
+    Mutant("mean teacher: the average stands still", MEAN, "if self.training:", "if False:"),
+    Mutant("mean teacher: evaluation moves it", MEAN, "if self.training:", "if True:"),
+    Mutant("mean teacher: it sees the student's distortion", MEAN, "call(self.teacher, batch.inputs[1])",
+           "call(self.teacher, batch.inputs[0])"),
+    Mutant("mean teacher: the student is its own teacher", MEAN, "call(self.teacher, batch.inputs[1])",
+           "call(self.student, batch.inputs[1])"),
+    Mutant("mean teacher: the average learns", MEAN, "losses.kl(logits, target,", "losses.kl(target, logits,"),
+    Mutant("mean teacher: ramp ignored", MEAN, "self.weight * rise * apart", "self.weight * apart"),
+    Mutant("mean teacher: weight ignored", MEAN, "self.weight * rise * apart", "rise * apart"),
+    Mutant("mean teacher: logits, not probabilities", MEAN, "losses.log_probs(target).exp())", "target)"),
+    Mutant("moving average: no fast start", PARTS, "((1 + n) / (10 + n)).clamp(max=decay)", "decay + 0 * n"),
     Mutant("BCE: weight ignored", LOSSES, "whole * F.softplus", "F.softplus"),
     #
     Mutant("TF-KD: virtual teacher's probabilities as logits", TFKD, "oracle.log()", "oracle"),

@@ -154,6 +154,7 @@ def test_loss_curves_are_as_they_were(case: str) -> None:
         ("r-drop", "alpha", "kl"),
         ("cosub", "weight", "soft"),
         ("zipf-ls", "weight", "zipf"),
+        ("mean-teacher", "weight", "mean"),
     ],
 )
 def test_a_weight_changed_by_a_hundred_thousandth_is_seen(case: str, weight: str, term: str) -> None:

@@ -46,10 +46,10 @@ MAY: dict[str, set[str]] = {
 # The core, to be read in an evening, without what has a subject of its own: other engines, revival, what a run shows,
 # and the methods that came after the papers, a page each, which nothing but the table of methods reads.
 CORE = {"losses", "method", "methods", "models.staged", "evaluation", "training"}
-SUCCESSORS = {"methods.r_drop", "methods.cosub", "methods.zipf_ls"}
+SUCCESSORS = {"methods.r_drop", "methods.cosub", "methods.zipf_ls", "methods.mean_teacher", "methods.dlb"}
 RANKS = {"training.distributed", "training.torchrun"}
 NOT_CORE = {"training.engines", "training.revival", "training.live", "training.board", *RANKS, *SUCCESSORS}
-CORE_LINES, CORE_CODE = 5210, 3200  # all of its lines, and those of code, at most: to be lowered; ranks took 100
+CORE_LINES, CORE_CODE = 5145, 3165  # all of its lines, and those of code, at most: to be lowered; ranks took 100
 # What the core may import besides itself and Python's own library: from outside, and from the house.
 FENCE = {"torch", "numpy", "safetensors", "pydantic", "filelock"}
 NEAR = {"errors", "batch", "network", "files", "data", "models.files", "models.layers", *NOT_CORE, "__version__"}

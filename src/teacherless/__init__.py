@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from teacherless.methods.frskd import FRSKD as FRSKD
     from teacherless.methods.kd import KD as KD
     from teacherless.methods.label_smoothing import LabelSmoothing as LabelSmoothing
+    from teacherless.methods.mean_teacher import MeanTeacher as MeanTeacher
     from teacherless.methods.one import ONE as ONE
     from teacherless.methods.plain import Plain as Plain
     from teacherless.methods.ps_kd import PSKD as PSKD
@@ -63,6 +64,7 @@ _HOME = {
         "FitNets",
         "KD",
         "LabelSmoothing",
+        "MeanTeacher",
         "ONE",
         "PSKD",
         "Plain",

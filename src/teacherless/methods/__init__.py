@@ -13,6 +13,7 @@ from teacherless.methods.fitnets import FitNets
 from teacherless.methods.frskd import FRSKD
 from teacherless.methods.kd import KD
 from teacherless.methods.label_smoothing import LabelSmoothing
+from teacherless.methods.mean_teacher import MeanTeacher
 from teacherless.methods.one import ONE
 from teacherless.methods.plain import Plain
 from teacherless.methods.ps_kd import PSKD
@@ -39,4 +40,5 @@ METHODS: dict[str, type[Method]] = {
     "r-drop": RDrop,
     "cosub": Cosub,
     "zipf-ls": ZipfLS,
+    "mean-teacher": MeanTeacher,
 }

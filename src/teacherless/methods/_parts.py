@@ -24,6 +24,15 @@ def ramp(progress: Progress, epochs: int, dtype: torch.dtype) -> Tensor:
     return torch.exp(-5 * left.square())
 
 
+def newest(decay: float, steps: int | Tensor) -> Tensor:
+    """The share of the newest weights in a moving average, after so many steps: 1 - min(decay, (1 + n) / (10 + n)).
+
+    At first it forgets fast, or a short run would keep its random start. A 0-d tensor, float64.
+    """
+    n = torch.as_tensor(steps, dtype=torch.float64)
+    return 1 - ((1 + n) / (10 + n)).clamp(max=decay)
+
+
 class Frozen:
     """A network that is only read (a teacher). Not an `nn.Module`, on purpose: in no optimizer, no checkpoint, no
     `.train()` call and no DDP bucket. It follows its input's device, and its dtype where that is a float."""

@@ -7,13 +7,14 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from teacherless.method import Method
+from teacherless.methods._parts import newest
 
 
 class Average:
     """An exponential moving average of everything a method trains, and of its batch-norm statistics.
 
-    After step n the average moves towards the weights by 1 - d, d = min(decay, (1 + n) / (10 + n)): at first it forgets
-    fast, or a short run would ship its random start. What else a method remembers (past predictions) is not averaged.
+    After step n the average moves towards the weights by `newest(decay, n)`. What else a method remembers (past
+    predictions) is not averaged.
     As a context, it is in the method's place: the averaged weights are in the networks, the trained ones wait here.
     """
 
@@ -24,8 +25,8 @@ class Average:
 
     def update(self, steps: int) -> None:
         """Take in the weights after so many steps."""
-        weight = 1 - min(self.decay, (1 + steps) / (10 + steps))
-        torch._foreach_lerp_(list(self.values.values()), list(self.live.values()), weight)
+        share = float(newest(self.decay, steps))
+        torch._foreach_lerp_(list(self.values.values()), list(self.live.values()), share)
 
     def swap(self) -> None:
         """Exchange the average and the method's weights."""

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from teacherless.study import drawing, mistakes, plots, statistics
@@ -162,6 +163,23 @@ def test_figure(name: str, tmp_path: Path) -> None:
     root = ElementTree.parse(files[1]).getroot()
     assert root.tag.endswith("svg")
     assert dict(matplotlib.rcParams) == before
+
+
+def test_names_beside_dots_stay_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whoever costs most too."""
+    seen = []
+
+    def look(figure: Figure, path: Path) -> list[Path]:
+        figure.canvas.draw()
+        texts = figure.axes[0].texts
+        seen.extend((text.get_window_extent(), figure.axes[0].bbox) for text in texts)
+        return [path]
+
+    monkeypatch.setattr(plots, "save", look)
+    names = ["plain", "label-smoothing", "plain-12.25x-longer-than-all"]
+    found = {name: statistics.summarise([90.0 + i, 91.0 + i]) for i, name in enumerate(names)}
+    plots.cost(found, {"plain": 1.0, "label-smoothing": 1.02, names[2]: 12.25}, tmp_path / "cost")
+    assert len(seen) == 3 and all(axes.x0 <= text.x0 and text.x1 <= axes.x1 for text, axes in seen)
 
 
 def test_a_method_has_one_look_in_every_figure() -> None:

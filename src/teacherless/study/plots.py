@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from teacherless.study.drawing import BLACK, GRAY, Axes, legend, looks, name_rows, panels, possible, save
@@ -146,6 +147,11 @@ def cost(
     ax.margins(x=0.18, y=0.12)
     ax.set(title="accuracy against cost", xlabel="training cost, plain = 1")
     ax.set(ylabel=f"test {metric}, % (± std over seeds)", ylim=possible(ax.get_ylim()))
+    figure.draw_without_rendering()  # from now on it is known what the names cover
+    for text in ax.texts:
+        if isinstance(text, Annotation) and text.get_window_extent().x1 > ax.bbox.x1:
+            text.set_horizontalalignment("right")
+            text.set_position((-7, text.get_position()[1]))
     return save(figure, path)
 
 

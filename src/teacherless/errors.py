@@ -13,6 +13,7 @@ import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 
@@ -29,6 +30,8 @@ ADVICE = "try a lower --lr or --clip-grad 1"  # when training diverged
 class Diverged(RuntimeError):
     """Training produced a loss, weights or predictions that are not finite; the command line exits with 4."""
 
+    folder: Path | None = None  # of the run
+
 
 class Lost(RuntimeError):
     """Another rank of the run is gone, or did not answer in time; the command line exits with 5."""
@@ -36,6 +39,8 @@ class Lost(RuntimeError):
 
 class Stopped(RuntimeError):
     """A signal ended the run; the command line exits with 128 + its number, as a shell would report it."""
+
+    folder: Path | None = None  # of the run, where it is saved
 
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)

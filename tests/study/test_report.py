@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from formats import write_market
 from scipy.stats import binomtest
 
 from teacherless.cli import app, main
@@ -25,6 +30,7 @@ from teacherless.study import mistakes, report, verdicts
 from teacherless.study.charts import ticks
 from teacherless.study.churn import churn, often_wrong
 from teacherless.study.compare import compare
+from teacherless.training.record import Recorder
 
 COMMON: dict[str, Any] = {"epochs": 3, "train_samples": 100, "batch_size": 32, "student": ("small-cnn,width=4",)}
 
@@ -142,15 +148,19 @@ def test_names_are_names_whatever_they_are(run: Path, tmp_path: Path) -> None:
     assert "alert(1)" in page(folder)
 
 
-def test_re_identification(run: Path, tmp_path: Path) -> None:
-    folder = copied(run, tmp_path)
-    summary = json.loads((folder / "summary.json").read_text())
-    for row in summary["students"].values():
-        row |= {"test_top1": None, "test_nll": None, "test_ece": None, "test_balanced": None, "test_map": 41.5,
-                "test_rank1": 60.0, "val_top1": None}  # fmt: skip
-    disk.write_json(folder / "summary.json", summary | {"ensemble": None})
-    found = page(folder)
-    assert "41.50 % mAP" in found and "test rank-1 %" in found
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_re_identification(command: str, tmp_path: Path) -> None:
+    """Persons in Market-1501's own format."""
+    write_market(tmp_path / "market", persons=6)
+    data = ["--data", "market1501", "--data-dir", str(tmp_path / "market"), "--img-size", "16", "--val-fraction", "0.2"]
+    words = ["train", "dml", "--peers", "2"] if command == "train" else ["compare", "--methods", "dml", "--seeds", "2"]
+    out = tmp_path / "out"
+    assert main([*words, *data, "--student", "small-cnn,width=4", "--steps", "3", "-b", "8", "--out", str(out)]) == 0
+    found = page(out)
+    assert "test mAP %" in found and ("% mAP on test" if command == "train" else "points of mAP") in found
+    if command == "train":
+        mean = schemas.summary(out)["students"]["peer0"]["test_map"]  # type: ignore[index]
+        assert f"{mean:.2f}" in found and "test rank-1 %" in found
 
 
 def test_figures_that_are_too_large_are_named(run: Path, tmp_path: Path) -> None:
@@ -259,6 +269,57 @@ def test_a_report_that_cannot_be_written_fails_nothing(
     monkeypatch.setattr(report, "render", lambda page: 1 / 0)
     assert report.write_or_say(run) is None
     assert "no report.html" in capsys.readouterr().err
+
+
+def test_a_run_that_diverged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "r"
+    words = ["train", "plain", "--student", "small-cnn,width=4", "--train-samples", "100", "-b", "32"]
+    assert main([*words, "--epochs", "5", "--lr", "1e9", "--out", str(out)]) == 4
+    said = capsys.readouterr()
+    why = said.err.removeprefix("teacherless: ").strip()
+    assert why.startswith("training diverged") and f"report: {out / report.NAME}" in said.out
+    found = page(out)
+    assert "<b>FAILED</b>" in found and why in found and "seed 0, failed: epoch" in found
+    assert main(["train", "--out", str(out), "--resume"]) == 4, "it is tried again, to the same end"
+    (out / "failed.json").unlink()
+    assert "<b>FAILED</b>" not in page(out), "one that goes on has not failed"
+
+
+def test_a_run_that_was_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    out = tmp_path / "r"
+    end = Recorder.epoch
+
+    def stop(self: Recorder, epoch: int, *args: Any, **more: Any) -> Any:
+        line = end(self, epoch, *args, **more)
+        if epoch == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return line
+
+    monkeypatch.setattr(Recorder, "epoch", stop)
+    words = ["train", "dml", "--student", "small-cnn,width=4", "--train-samples", "100", "-b", "32", "--peers", "2"]
+    assert main([*words, "--epochs", "5", "--out", str(out)]) == 128 + signal.SIGTERM
+    assert f"report: {out / report.NAME}" in capsys.readouterr().out
+    found = (out / report.NAME).read_text(encoding="utf-8")
+    assert "not finished: epoch 2 of 5" in found and found.count('class="legend"') == 6
+
+
+def test_open(run: Path, tmp_path: Path) -> None:
+    """The browser is the one that BROWSER names; without any, a line says so."""
+    folder = copied(run, tmp_path)
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {tmp_path / "asked"}\n')
+    browser.chmod(0o755)
+    command = [sys.executable, "-m", "teacherless", "report", str(folder), "--open"]
+    env = {**os.environ, "BROWSER": str(browser)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout == f"open: {folder / report.NAME}\n", done.stderr
+    assert (tmp_path / "asked").read_text() == (folder / report.NAME).resolve().as_uri()
+
+
+def test_no_browser(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("webbrowser.open", lambda address: False)
+    assert main(["report", str(run), "--open"]) == 2
+    assert capsys.readouterr().err == "teacherless: --open: no browser was found; open the page above\n"
 
 
 def test_every_command_ends_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

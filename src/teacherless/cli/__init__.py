@@ -90,11 +90,17 @@ def train(
     from teacherless.training.precision import tune_allocator
 
     tune_allocator()
-    result = execute(run, out, resume=resume, anyway=resume_anyway, quiet=json)
+    from teacherless.study import report
+
+    try:
+        result = execute(run, out, resume=resume, anyway=resume_anyway, quiet=json)
+    except (Diverged, Stopped) as error:
+        if error.folder and (page := report.write_or_say(error.folder)) and not json:
+            print("report:", page)
+        raise
     if torchrun.rank():
         return
     from teacherless.runs import card
-    from teacherless.study import report
 
     page = report.write_or_say(result.out) if result.out else None
     if result.out:
@@ -397,7 +403,8 @@ def report(path: Path, /, *, open: Switch = False) -> None:
     if open:
         import webbrowser
 
-        webbrowser.open(page.resolve().as_uri())
+        if not webbrowser.open(page.resolve().as_uri()):
+            raise InputError("--open: no browser was found; open the page above")
 
 
 def _report_again(folder: Path) -> None:

@@ -270,7 +270,7 @@ def terms(line: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
 
 @with_config(OPEN)
 class Failed(TypedDict):
-    """failed.json of a comparison's cell."""
+    """failed.json of a run that diverged."""
 
     failed: str
 

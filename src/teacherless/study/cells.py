@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 from teacherless.errors import Diverged, InputError, Stopped, short
-from teacherless.files import disk, schemas
+from teacherless.files import schemas
 from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
 from teacherless.study.watch import Progress, Told
@@ -100,11 +100,8 @@ def _check(cells: Sequence[Cell]) -> None:
 def run_cell(run: Run, folder: Path) -> None:
     """Run one cell in one thread, or go on with it; a diverged one leaves `failed.json`."""
     tune_allocator()
-    with one_thread_each():
-        try:
-            execute(run, folder, resume=folder.is_dir(), quiet=True)
-        except Diverged as error:
-            disk.write_json(folder / "failed.json", {"failed": str(error)})
+    with one_thread_each(), contextlib.suppress(Diverged):
+        execute(run, folder, resume=folder.is_dir(), quiet=True)
 
 
 # Workers -------------------------------------------------------------------------------------------------------------

@@ -77,13 +77,17 @@ def _run(folder: Path) -> Page:
     settings, data = stored["settings"], dict(stored["data"])
     method = settings.get("method") or (summary or {}).get("method") or "a method of one's own"
     total = stored.get("epochs", settings.get("epochs"))
-    state = "finished" if summary else f"not finished: epoch {len(history)} of {total}"
+    failed = None if summary else schemas.read(folder / "failed.json", schemas.FAILED)
+    at = f"epoch {len(history)} of {total}"
+    state = "finished" if summary else f"failed: {at}" if failed else f"not finished: {at}"
     students = list(summary["students"]) if summary else _students(history)
     name = data.get("name") or "data given from Python"
     return Page(
         title=f"{method} on {name}",
         state=f"one run, seed {settings.get('seed')}, {state}",
-        verdicts=[verdicts.of_run(method, summary, data)],
+        verdicts=[
+            verdicts.Verdict("FAILED", method, failed["failed"]) if failed else verdicts.of_run(method, summary, data)
+        ],
         notes=[*_notes(settings, summary), *([] if list(folder.glob("evaluation/*/mistakes.svg")) else [NO_MISTAKES])],
         findings=[Finding(method, **one) for one in (summary or {}).get("doctor", [])],
         picture=[],

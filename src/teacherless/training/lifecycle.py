@@ -14,7 +14,7 @@ from torch import Tensor
 
 import teacherless
 from teacherless.data import as_loader
-from teacherless.errors import Diverged, InputError, first_line, python_names
+from teacherless.errors import Diverged, InputError, Stopped, first_line, python_names
 from teacherless.files import disk, schemas
 from teacherless.method import Method, Wants
 from teacherless.methods import METHODS
@@ -154,6 +154,7 @@ def _open(
     if resume and (done := _resume(training, out, now, about, anyway)):
         return done
     disk.write_json(out / "run.json", now)
+    (out / "failed.json").unlink(missing_ok=True)  # it is tried again
     _list_unreadable(training, out, about)
     training.recorder.rewrite()
     return None
@@ -168,9 +169,11 @@ def _run(training: Training, about: About) -> Result | None:
                 return None
             training.ranks = Ranks()  # it has everything now
             return _finish(training, about)
-    except Diverged:
-        if training.out:
-            checkpoint.go_back(training.out / "checkpoints", training.sound)
+    except (Diverged, Stopped) as error:
+        error.folder = out = training.out
+        if out and isinstance(error, Diverged):
+            checkpoint.go_back(out / "checkpoints", training.sound)
+            disk.write_json(out / "failed.json", {"failed": str(error)})
         raise
 
 

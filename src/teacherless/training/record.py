@@ -25,7 +25,6 @@ from teacherless.training.live import View, view
 
 Line = dict[str, Any]
 STUDENTS, METRICS = "students", ("top1", "nll", "entropy")  # the key of the students' sums, [4, S]; what three are
-VALIDATION = (*METRICS, "agreement")  # what is kept of the metrics on validation
 
 
 class Recorder:
@@ -106,7 +105,7 @@ class Recorder:
         line["train/loss"] = sum(terms.values())
         line |= self.means
         for name, values in evaluated.items():
-            line |= {f"val/{metric}/{name}": values[metric] for metric in VALIDATION if metric in values}
+            line |= {f"val/{metric}/{name}": values[metric] for metric in (*METRICS, "agreement") if metric in values}
         line |= {key: math.nan for key in line if key.rpartition("/")[2] in line.get("left", {})}
         line |= {"img_per_s": round(self.seen / seconds, 1), "seconds": round(seconds, 3)}
         self.seconds, self.images = self.seconds + seconds, self.images + self.seen

@@ -30,6 +30,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 import teacherless
@@ -92,7 +94,11 @@ def opened(settings: Settings) -> Iterator[Ranks]:
     ranks = Ranks()
     try:
         timeout = timedelta(seconds=settings.timeout)
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=max(timeout, START))
+        start = max(timeout, START)
+        store, rank, count = next(rendezvous("env://", timeout=start))
+        store = PrefixStore(f"start{torchrun.restarts()[0]}", store)  # it has the addresses of those before us
+        backend = "nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=start)
         ranks.join(timeout)
         yield ranks
         dist.destroy_process_group()

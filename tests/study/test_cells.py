@@ -121,3 +121,58 @@ def test_a_dead_worker_is_one_line(tmp_path: Path) -> None:
     said = [line for line in err.splitlines() if not line.startswith("[") and "runs done" not in line]
     assert len(said) == 1 and "one of 2 workers died" in said[0] and "the same command goes on" in said[0]
     wait(lambda: not alive(team), 15)
+
+
+def test_two_commands_over_one_folder_share_the_cells(one_at_a_time: Path, tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    code = "import sys; from teacherless.cli import main; sys.exit(main(sys.argv[1:]))"
+    argv = [sys.executable, "-c", code, *ARGS, "--epochs", "3", "--jobs", "1", "--out", str(out)]
+    two = [subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate() for process in two]
+    assert [process.returncode for process in two] == [0, 0], said
+    assert numbers(out) == numbers(one_at_a_time)
+
+
+@pytest.mark.slow
+def test_a_cluster_loses_a_worker_and_the_table_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    """Twelve cells on dask, two workers in processes of their own, one killed in the middle."""
+    pytest.importorskip("distributed", reason="dask's distributed is not installed (extra cluster)")
+    settings = [*ARGS, "--seeds", "6", "--epochs", "12"]
+    assert main([*settings, "--jobs", "1", "--out", str(tmp_path / "one")]) == 0
+    serve = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard"]
+    scheduler = subprocess.Popen([*serve, "--scheduler-file", str(tmp_path / "where")], stderr=subprocess.DEVNULL)
+    wait(lambda: (tmp_path / "where").exists() and (tmp_path / "where").read_text())
+    address = json.loads((tmp_path / "where").read_text())["address"]
+    work = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_worker",
+        address,
+        "--nthreads",
+        "1",
+        "--no-nanny",
+        "--no-dashboard",
+    ]
+    team = [subprocess.Popen(work, stderr=subprocess.DEVNULL, cwd=tmp_path) for _ in range(2)]
+    try:
+        code = "import sys; from teacherless.cli import main; sys.exit(main(sys.argv[1:]))"
+        argv = [sys.executable, "-c", code, *settings, "--backend", "dask", address, "--out", str(tmp_path / "many")]
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait(lambda: len(list(tmp_path.glob("many/cells/*/summary.json"))) >= 3)
+        team[0].kill()
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+    finally:
+        for each in (*team, scheduler):
+            each.kill()
+            each.wait()
+    assert numbers(tmp_path / "many") == numbers(tmp_path / "one")
+    tables = [json.loads((tmp_path / name / "compare.json").read_text()) for name in ("one", "many")]
+    one, many = ({row: found["runs"] for row, found in table["methods"].items()} for table in tables)
+    assert one == many
+
+
+def test_no_cluster_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ARGS, "--backend", "spark", "tcp://127.0.0.1:1"]) == 2
+    assert main([*ARGS, "--backend", "ray", "127.0.0.1:1"]) == 2
+    assert "--backend" in capsys.readouterr().err

@@ -157,13 +157,15 @@ def compare(
     equal_compute: Switch = False,
     sweep: str | None = None,
     jobs: int | None = None,
+    backend: tuple[Literal["dask", "ray"], str] | None = None,
     out: Path | None = None,
     recipe: Path | None = None,
     json: Json = False,
 ) -> int:
     """Does it help? Train METHODS with several seeds; print one table with intervals, and what it means.
 
-    The same command goes on where it was stopped. Exit code 4 if a run failed.
+    The same command goes on where it was stopped; started on several machines over one folder, it shares the runs out.
+    Exit code 4 if a run failed.
 
     --peers 1..5 gives a cohort method a row for each number of networks: what more of them bring.
 
@@ -179,6 +181,8 @@ def compare(
         lr=0.03,0.1,0.3: every method first chooses one of these on validation, with two seeds of its own.
     jobs
         how many runs at a time, each in one thread, which changes no bit (default: one per core; on a GPU one).
+    backend
+        dask or ray, and an address: the workers of a cluster, which see the folder, train the runs.
     out
         the folder of the comparison (default: runs/compare-<data>).
     recipe
@@ -195,12 +199,15 @@ def compare(
         raise InputError("compare: its runs are side by side by --jobs; start it without torchrun")
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs: found {jobs}; must be at least 1")
+    from teacherless.study.cells import on_cluster
     from teacherless.study.compare import compare as run_comparison
 
     folder = out or Path("runs") / f"compare-{Path(run.data).name}"
+    folder = folder.resolve() if backend else folder  # its workers are elsewhere
+    cluster = on_cluster(*backend) if backend else contextlib.nullcontext()
     try:
         more: dict[str, Any] = {"sizes": sizes, "equal_compute": equal_compute, "sweep": sweep, "jobs": jobs}
-        with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
+        with cluster, contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
             table = run_comparison(run, names, seeds, folder, **more)
     except Stopped as stop:
         raise Stopped(stop.signal, "stopped, and what was done is saved; the same command goes on") from None

@@ -35,7 +35,7 @@ def whole(path: Path) -> Iterator[Path]:
 
     Raises: InputError if it cannot be written; what was there before is untouched.
     """
-    part = path.with_name(PART + path.name)
+    part = path.with_name(f"{PART}{os.getpid()}-{path.name}")  # another process may be writing the same
     with saying(f"cannot write {str(path)!r}"):
         try:
             make_folder(path.parent)
@@ -55,7 +55,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     Raises: InputError if it cannot be written, or is there already.
     """
-    part = path.with_name(PART + path.name)
+    part = path.with_name(f"{PART}{os.getpid()}-{path.name}")  # another process may be writing the same
     if path.exists():
         raise InputError(f"{path}: is there already; remove it, or name another folder")
     with saying(f"cannot write {str(path)!r}"):

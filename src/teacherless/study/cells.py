@@ -1,8 +1,9 @@
 """The cells of a comparison: what is missing of them is run, side by side.
 
 A cell computes in one thread, however many run beside it: so its bits do not depend on `--jobs`, and N cells keep N
-cores busy. Cells and the comparison meet in nothing but their folders, so a worker may be a process of this machine or,
-within `joblib.parallel_config`, one of a cluster that sees the same folder.
+cores busy. Cells and the comparison meet in nothing but their folders, so a worker may be a process of this machine,
+one of a cluster that sees the same folder (`on_cluster`), or the same command started elsewhere: who trains a cell
+holds its lock.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from statistics import median
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
-from teacherless.errors import Diverged, InputError, Stopped, short
-from teacherless.files import schemas
+from filelock import FileLock, Timeout
+
+from teacherless.errors import Diverged, InputError, Stopped, extra, one_line, short
+from teacherless.files import disk, schemas
 from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
 from teacherless.study.watch import Progress, Told
@@ -71,14 +74,16 @@ def run_cells(cells: Sequence[Cell], jobs: int, told: Told | None, then: str = "
         was begun with other settings or cannot be run, and where a worker died.
     """
     _check(cells)
-    missing = [cell for cell in cells if cell.done() is None]
     with Progress(cells, told, then) as progress:
-        if min(jobs, len(missing)) > 1:
-            _in_workers(missing, jobs, progress)
-        else:
-            for cell in missing:
-                progress.start(cell)
-                run_cell(cell.run, cell.folder)
+        while missing := [cell for cell in cells if cell.done() is None]:
+            if min(jobs, len(missing)) > 1 or _backend() != "LokyBackend":
+                _in_workers(missing, jobs, progress)
+            else:
+                for cell in missing:
+                    progress.start(cell)
+                    run_cell(cell.run, cell.folder)
+            if missing == [cell for cell in cells if cell.done() is None]:  # others have them
+                time.sleep(1)
     found = [cell.done() for cell in cells]
     assert None not in found
     return [done for done in found if done]
@@ -97,14 +102,54 @@ def _check(cells: Sequence[Cell]) -> None:
                 )
 
 
+ONE = threading.Lock()  # runs in one process share the generators
+
+
 def run_cell(run: Run, folder: Path) -> None:
-    """Run one cell in one thread, or go on with it; a diverged one leaves `failed.json`."""
+    """Run one cell in one thread, or go on with it; a diverged one leaves `failed.json`. Nothing if another process has
+    it, or had it."""
     tune_allocator()
-    with one_thread_each(), contextlib.suppress(Diverged):
-        execute(run, folder, resume=folder.is_dir(), quiet=True)
+    lock = folder.parent.with_name(".locks") / f"{folder.parent.name}-{folder.name}"
+    disk.make_folder(lock.parent)
+    with contextlib.suppress(Timeout, Diverged), ONE, FileLock(lock, timeout=0):
+        if Cell("", run, folder).done() is None:
+            with one_thread_each():
+                execute(run, folder, resume=folder.is_dir(), quiet=True)
 
 
 # Workers -------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def on_cluster(kind: str, address: str) -> Iterator[None]:
+    """Inside, cells are run by the workers of a dask or ray cluster, which see the same folders.
+
+    Raises: InputError where there is no cluster.
+    """
+    from joblib import parallel_config
+
+    with contextlib.ExitStack() as open_things:
+        try:
+            if kind == "dask":
+                open_things.enter_context(extra("distributed", "--backend dask", name="cluster").Client(address))
+            else:
+                ray = extra("ray", "--backend ray")
+                ray.init(address, log_to_driver=False)
+                open_things.callback(ray.shutdown)
+                extra("ray.util.joblib", "--backend ray", name="ray").register_ray()
+        except (OSError, ValueError, RuntimeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"--backend: found no {kind} cluster at {address} ({one_line(error)})") from None
+        open_things.enter_context(parallel_config(kind))
+        yield
+
+
+def _backend() -> str:
+    """The name of joblib's backend: its own, unless we are on a cluster."""
+    from joblib.parallel import get_active_backend
+
+    return type(get_active_backend()[0]).__name__
 
 
 def _in_workers(cells: Sequence[Cell], jobs: int, progress: Progress) -> None:

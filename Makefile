@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo readme-demo results check-results readme test slow exhaustive pythons crash mutate golden check clean
+.PHONY: docs demo readme-demo results check-results readme test slow exhaustive pythons crash mutate golden check clean
 .DEFAULT_GOAL := test
 
 $(BIN)/.ready: pyproject.toml constraints.txt
@@ -71,5 +71,10 @@ check: $(BIN)/.ready  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(BIN)/.ready  ## the site, from docstrings and cards, for a browser: site/index.html
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "open: site/index.html"
+
 clean:
-	rm -rf .venv .venv-fuzz runs dist
+	rm -rf .venv .venv-fuzz runs dist site

@@ -23,7 +23,7 @@ def block(printed: str, minutes: float, where: dict[str, Any]) -> str:
     lines = "\n".join(line.rstrip() for line in printed.splitlines()).strip("\n")
     busy = f", busy otherwise too: load {where['load']:.0f}" if where["load"] > 1.5 * where["cores"] else ""
     machine = f"{where['cores']} cores ({where['cpu']}{busy})"
-    return f"What `make demo` prints, here after {minutes:.1f} minutes on {machine}:\n\n```\n{lines}\n```\n"
+    return f"What `make demo` prints, here after {minutes:.1f} minutes on {machine}:\n\n```text\n{lines}\n```\n"
 
 
 def replaced(text: str, new: str) -> str:

@@ -31,8 +31,8 @@ app = App(
     version=teacherless.__version__,
     help_format="plaintext",
     help_epilogue=examples(
-        "compare --data photos --student resnet18    # does it help on my data?",
-        "train dml --data photos --out runs/first    # two networks teach each other",
+        "compare --data photos --student resnet18    # does it help?",
+        "train dml --data photos --out runs/first    # two teach each other",
         "predict runs/first more-photos",
         "COMMAND --help",
     ),
@@ -43,7 +43,7 @@ app.command(lists)
 @app.command(
     help_epilogue=examples(
         "train dml --data photos --student resnet18 --out runs/first",
-        "train dml --student resnet8 --student small-cnn,lr=0.05    # two kinds",
+        "train dml --student resnet8 --student small-cnn,lr=0.05",
         "train one --data cifar10 --student resnet32 --epochs 200 --amp",
         "train --recipe dml/cifar100-resnet32x2 --small",
         "train --out runs/first --resume",
@@ -304,7 +304,7 @@ def predict(
 @app.command(
     help_epilogue=examples(
         "export runs/first --format onnx --dynamic-batch",
-        "export runs/first --which ensemble --format torch --with-preprocessing",
+        "export runs/first --which ensemble --format torch",
     )
 )
 def export(
@@ -422,7 +422,7 @@ def _report_again(folder: Path) -> None:
         report.write_or_say(folder)
 
 
-@app.command(name="--install-completion")
+@app.command(name="--install-completion", help_epilogue=examples("--install-completion --shell zsh"))
 def install_completion(*, shell: Literal["bash", "zsh", "fish"] | None = None) -> None:
     """Complete commands and flags with TAB in your shell.
 

@@ -322,6 +322,26 @@ def test_no_browser(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert capsys.readouterr().err == "teacherless: --open: no browser was found; open the page above\n"
 
 
+def test_a_run_shows_what_it_gets_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same images that evaluate finds on validation, without it."""
+    out = tmp_path / "r"
+    words = ["--train-samples", "100", "-b", "32", "--epochs", "1", "--student", "small-cnn,width=4", "--peers", "2"]
+    assert main(["train", "dml", *words, "--out", str(out)]) == 0
+    seen = schemas.read(out / "mistakes.json", schemas.MISTAKES)
+    assert seen and seen["student"] == schemas.summary(out)["chosen"]  # type: ignore[index]
+    text = page(out)
+    assert text.count("data:image/png;base64,") == len(seen["images"]) == 12
+    assert "teacherless evaluate RUN" not in text
+    first = seen["images"][0]
+    assert f"{first['label']}, taken for {first['taken_for']} ({100 * first['confidence']:.0f} %)" in text
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--split", "val", "--json"]) == 0
+    mistakes = json.loads(capsys.readouterr().out)["mistakes"][:12]
+    assert [{**each, "png": ""} for each in seen["images"]] == [
+        {**each, "confidence": pytest.approx(each["confidence"], rel=1e-5), "png": ""} for each in mistakes
+    ]
+
+
 def test_every_command_ends_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "r"
     words = ["--train-samples", "100", "--epochs", "1", "--student", "small-cnn,width=4", "--out", str(out)]

@@ -87,13 +87,14 @@ def train(
         raise InputError(f"--resume: {out} {why}; give the whole command again")
     run = merged(method, flags, recipe, stored and stored["settings"])
     from teacherless.runs.execute import execute
+    from teacherless.runs.results import write_mistakes
     from teacherless.training.precision import tune_allocator
 
     tune_allocator()
     from teacherless.study import report
 
     try:
-        result = execute(run, out, resume=resume, anyway=resume_anyway, quiet=json)
+        result = execute(run, out, resume=resume, anyway=resume_anyway, quiet=json, then=write_mistakes)
     except (Diverged, Stopped) as error:
         if error.folder and (page := report.write_or_say(error.folder)) and not json:
             print("report:", page)

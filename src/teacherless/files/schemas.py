@@ -301,11 +301,32 @@ class Compared(TypedDict):
 
 
 COMPARED = TypeAdapter(Compared)
+
+
+class Seen(TypedDict):
+    """An image in mistakes.json."""
+
+    row: int
+    file: str | None
+    label: str
+    taken_for: str
+    confidence: Number
+    png: str
+
+
+class Mistakes(TypedDict):
+    """mistakes.json of a run: validation images that the student to ship gets wrong."""
+
+    student: str
+    images: list[Seen]
+
+
 STORED = TypeAdapter(Stored)
 SUMMARY = TypeAdapter(Annotated[Summary, AfterValidator(_is_measured)])
 LINE = TypeAdapter(Annotated[Line, AfterValidator(_has_numbers)])
 STATE = TypeAdapter(State)
 FAILED = TypeAdapter(Failed)
+MISTAKES = TypeAdapter(Mistakes)
 COSTS = TypeAdapter(dict[str, Annotated[Number, Field(gt=0, le=1000)]])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,17 @@ from teacherless.training.step import pick_device
 from teacherless.training.summary import search_of
 
 
-def execute(run: Run, out: Path | None, *, resume: bool = False, anyway: bool = False, quiet: bool = False) -> Result:
-    """One run of the command line: build, train, write the folder `out`, or a new one. Raises: as `train`."""
+def execute(
+    run: Run,
+    out: Path | None,
+    *,
+    resume: bool = False,
+    anyway: bool = False,
+    quiet: bool = False,
+    then: Callable[[Source, Result], object] = lambda source, done: None,
+) -> Result:
+    """One run of the command line: build, train, write the folder `out`, or a new one; `then`, for the first rank, what
+    reads the data once more. Raises: as `train`."""
     with opened(run) as ranks:
         quiet |= ranks.rank > 0
         with ranks.together():
@@ -37,7 +47,10 @@ def execute(run: Run, out: Path | None, *, resume: bool = False, anyway: bool = 
             training = Training(method, train, val, run, per_student, out, quiet=quiet, ranks=ranks)
         if ranks.size > 1 and not quiet:
             print(f"{ranks}; batch {run.batch_size} each, {run.batch_size * train.ranks} in all", flush=True)
-        return to_the_end(training, test, about, resume=resume, anyway=anyway)
+        done = to_the_end(training, test, about, resume=resume, anyway=anyway)
+    if not ranks.rank:
+        then(source, done)
+    return done
 
 
 def loaders(run: Run, source: Source, wants: Wants, device: torch.device, *, quiet: bool = False) -> list[Any]:

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from teacherless.data import Files, Loader, Source
+from teacherless.data.augment.distort import counter_hash
+from teacherless.data.splits import Split
 from teacherless.errors import InputError
 from teacherless.evaluation.metrics import metrics, predict, predicted
+from teacherless.files import disk
 from teacherless.losses import log_probs
 from teacherless.method import Batch, Wants
 from teacherless.methods._parts import MeanProbability
 from teacherless.runs.build import load_source
 from teacherless.runs.config import Run
 from teacherless.runs.stored import StoredRun, read_run
+from teacherless.training.lifecycle import Result
 from teacherless.training.summary import search_of
 
-MISTAKES = 24  # that are shown
+MISTAKES = 24  # that are shown by evaluate
+SHOWN, THUMB, SAMPLES = 12, 96, 2000  # on a run's page: so many, so large, of so many validation images drawn by hash
+MISTAKES_FILE = "mistakes.json"
 
 
 class Mistake(NamedTuple):
@@ -90,13 +99,8 @@ def evaluate_folder(
     rows: list[Tensor] = []
     logits, labels = predict(nets, noting(loader.epoch(0), rows))
     measured = {name: dict(metrics(each, labels)) for name, each in logits.items()}
-    guess, sure = predicted(logits[shipped]), log_probs(logits[shipped]).amax(1)
-    wrong = _most_confident(guess, sure, labels)
-    places = torch.cat(rows)[wrong]
-    classes, mistakes = source.classes, []
-    for i, place in zip(wrong.tolist(), places.tolist(), strict=True):
-        file = chosen.name(place) if isinstance(chosen, Files) else None
-        mistakes.append(Mistake(place, file, classes[labels[i]], classes[guess[i]], math.exp(sure[i])))
+    guess, mistakes = predicted(logits[shipped]), mistakes_of(logits[shipped], labels, torch.cat(rows), chosen, source)
+    places, classes = torch.tensor([each.row for each in mistakes], dtype=torch.long), source.classes
     counts, pixels = confusion(guess, labels, len(classes)), chosen.sample(places)
     return Evaluation(source.name, split, len(labels), classes, measured, shipped, counts, mistakes, pixels)
 
@@ -119,10 +123,46 @@ def confusion(guess: Tensor, labels: Tensor, classes: int) -> list[list[int]]:
     return counts
 
 
-def _most_confident(guess: Tensor, sure: Tensor, labels: Tensor) -> Tensor:
-    """The samples that are wrong, the surest first. Each `[N] -> [at most MISTAKES]`."""
+def mistakes_of(logits: Tensor, labels: Tensor, rows: Tensor, split: Split, source: Source) -> list[Mistake]:
+    """What is taken for another class, the surest first, at most MISTAKES. `[N, C], [N], [N]`: rows of the split."""
+    guess, sure = predicted(logits), log_probs(logits).amax(1)
     wrong = ((guess != labels) & (guess >= 0)).nonzero().flatten()
-    return wrong[sure[wrong].argsort(descending=True, stable=True)][:MISTAKES]
+    wrong = wrong[sure[wrong].argsort(descending=True, stable=True)][:MISTAKES]
+    found = []
+    for i, place in zip(wrong.tolist(), rows[wrong.cpu()].tolist(), strict=True):
+        file = split.name(place) if isinstance(split, Files) else None
+        names = source.classes[int(labels[i])], source.classes[int(guess[i])]
+        found.append(Mistake(place, file, *names, math.exp(sure[i])))
+    return found
+
+
+def write_mistakes(source: Source, done: Result) -> None:
+    """mistakes.json in the run's folder: the validation images, of at most SAMPLES, that the student to ship gets wrong
+    most confidently, as small PNGs; nothing where there is no validation."""
+    if source.val is None or done.out is None:
+        return
+    name = done.summary["chosen"]
+    net = done.method.students()[name]
+    device = next(net.parameters()).device
+    some = counter_hash(0, torch.arange(len(source.val))).argsort(stable=True)[:SAMPLES]
+    stats: dict[str, Any] = {"mean": source.mean, "std": source.std, "device": device}
+    loader = Loader(source.val.take(some), batch_size=512, augment=None, wants=Wants(index=True), quiet=True, **stats)
+    rows: list[Tensor] = []
+    logits, labels = predict({name: net}, noting(loader.epoch(0), rows))
+    places = some[torch.cat(rows)]
+    found = mistakes_of(logits[name].cpu(), labels.cpu(), places, source.val, source)[:SHOWN]
+    pixels = source.val.sample(torch.tensor([each.row for each in found], dtype=torch.long))
+    images = [{**each._asdict(), "png": _png(image)} for each, image in zip(found, pixels, strict=True)]
+    disk.write_json(done.out / MISTAKES_FILE, {"student": name, "images": images})
+
+
+def _png(pixels: Tensor) -> str:
+    """An image `[H, W, C]`, uint8, of at most THUMB pixels a side, as base64."""
+    image = Image.fromarray(pixels.squeeze(-1).numpy())
+    image.thumbnail((THUMB, THUMB))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def noting(batches: Iterator[Batch], rows: list[Tensor]) -> Iterator[Batch]:

@@ -56,6 +56,7 @@ class Page(NamedTuple):
     table: Table
     curves: list[Chart]
     lessons: list[Chart]
+    mistakes: list[Figure]
     figures: list[Figure]
     settings: dict[str, str]
     data: dict[str, str]

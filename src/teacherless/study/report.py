@@ -81,6 +81,7 @@ def _run(folder: Path) -> Page:
     at = f"epoch {len(history)} of {total}"
     state = "finished" if summary else f"failed: {at}" if failed else f"not finished: {at}"
     students = list(summary["students"]) if summary else _students(history)
+    shown = (folder / "mistakes.json").is_file() or list(folder.glob("evaluation/*/mistakes.svg"))
     name = data.get("name") or "data given from Python"
     return Page(
         title=f"{method} on {name}",
@@ -88,7 +89,7 @@ def _run(folder: Path) -> Page:
         verdicts=[
             verdicts.Verdict("FAILED", method, failed["failed"]) if failed else verdicts.of_run(method, summary, data)
         ],
-        notes=[*_notes(settings, summary), *([] if list(folder.glob("evaluation/*/mistakes.svg")) else [NO_MISTAKES])],
+        notes=[*_notes(settings, summary), *([NO_MISTAKES] if summary and not shown else [])],
         findings=[Finding(method, **one) for one in (summary or {}).get("doctor", [])],
         picture=[],
         table=_table_of_run(summary, history),
@@ -97,6 +98,7 @@ def _run(folder: Path) -> Page:
             {method: (_read(settings), len(students))} if "method" in settings and students else {},
             {method: COLOURS[0]},
         ),
+        mistakes=_mistakes(folder),
         figures=_figures(folder),
         settings=_shown(settings),
         data=_about_data(dict(stored)),
@@ -177,6 +179,7 @@ def _comparison(folder: Path) -> Page:
         table=_table(table),
         curves=_curves(histories, single=False),
         lessons=_lessons(taught, _colours(table["methods"])),
+        mistakes=[],
         figures=_figures(folder),
         settings=_shown(settings),
         data=_about_data(about),
@@ -331,6 +334,18 @@ def _colours(names: Iterable[str]) -> dict[str, str]:
     from teacherless.study.drawing import BLACK, colours
 
     return {name: "var(--ink)" if colour == BLACK else colour for name, colour in colours(names).items()}
+
+
+def _mistakes(folder: Path) -> list[Figure]:
+    """What the student to ship gets wrong, as far as the run has written it down."""
+    found = schemas.read(folder / "mistakes.json", schemas.MISTAKES)
+    return [
+        Figure(
+            f"{each['label']}, taken for {each['taken_for']} ({100 * each['confidence']:.0f} %)",
+            f"data:image/png;base64,{each['png']}",
+        )
+        for each in (found["images"] if found else [])
+    ]
 
 
 def _figures(folder: Path) -> list[Figure]:

@@ -100,21 +100,21 @@ def _pairs(texts: Iterable[str]) -> dict[str, str]:
 
 def command_of(words: Sequence[str], settings: Mapping[str, Any]) -> str:
     """The command line that these settings come from, without what is the default anyway."""
-    found = ["teacherless", *words]
+    command = ["teacherless", *words]
     given = as_given(settings)
     for key, value in given.items():
         field, flag = Run.model_fields.get(key), "--" + key.replace("_", "-")
         if key == "methods":
-            found += [flag, ",".join(value)]
+            command += [flag, ",".join(value)]
         elif key == "sizes":
-            found += ["--peers", f"{value[0]}..{value[-1]}"] if value else []
+            command += ["--peers", f"{value[0]}..{value[-1]}"] if value else []
         elif key in ("seeds", "sweep"):
-            found += [flag, str(value)]
+            command += [flag, str(value)]
         elif key == "equal_compute":
-            found += [flag] if value else []
+            command += [flag] if value else []
         elif field and key != "method" and value != _plain(field.default):
-            found += _flag(flag, value)
-    return shlex.join(found)
+            command += _flag(flag, value)
+    return shlex.join(command)
 
 
 def _flag(flag: str, value: Any) -> Iterable[str]:

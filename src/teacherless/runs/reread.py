@@ -35,8 +35,8 @@ def run(predict: Predict, images: Tensor, sizes: list[int]) -> tuple[dict[str, T
 
 
 def _program(folder: Path, work: Path, prefix: str) -> Predict:
-    found: Predict = torch.export.load(folder / "model.pt2").module()
-    return found
+    program: Predict = torch.export.load(folder / "model.pt2").module()
+    return program
 
 
 def _onnx(folder: Path, work: Path, prefix: str) -> Predict:

@@ -84,17 +84,17 @@ def run_cells(cells: Sequence[Cell], jobs: int, told: Told | None, then: str = "
                     run_cell(cell.run, cell.folder)
             if missing == [cell for cell in cells if cell.done() is None]:  # others have them
                 time.sleep(1)
-    found = [cell.done() for cell in cells]
-    assert None not in found
-    return [done for done in found if done]
+    summaries = [cell.done() for cell in cells]
+    assert None not in summaries
+    return [done for done in summaries if done]
 
 
 def _check(cells: Sequence[Cell]) -> None:
     for cell in cells:
-        now, found = cell.run.model_dump(mode="json"), None
+        now, stored = cell.run.model_dump(mode="json"), None
         with contextlib.suppress(InputError):  # one that cannot be read is a broken cell, and left out
-            found = schemas.stored(cell.folder)
-        for key, value in found["settings"].items() if found else ():
+            stored = schemas.stored(cell.folder)
+        for key, value in stored["settings"].items() if stored else ():
             if now.get(key) != value:
                 raise InputError(
                     f"--out: {cell.folder} was run with {key} {short(value)}, not {now.get(key)!r}; give "

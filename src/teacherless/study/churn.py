@@ -40,8 +40,8 @@ def measure(table: dict[str, Any], cells: Sequence[Cell], source: Source, out: P
     logits, labels = predict(nets, noting(loader.epoch(0), rows))
     labels, places = labels.cpu(), some[torch.cat(rows)]
     guesses = {name: predicted(each).cpu() for name, each in logits.items()}
-    for row, found in table["methods"].items():
-        found["churn"] = churn([guesses[cell.folder.name] for cell in cells if cell.row == row])
+    for row, entry in table["methods"].items():
+        entry["churn"] = churn([guesses[cell.folder.name] for cell in cells if cell.row == row])
     table["often_wrong"] = wrong = often_wrong(torch.stack(list(guesses.values())), labels)
     for each in wrong:
         place = each["row"] = int(places[each["row"]])
@@ -68,9 +68,9 @@ def often_wrong(guesses: Tensor, labels: Tensor) -> list[dict[str, Any]]:
     wrong = guesses != labels  # [K, N]
     count = wrong.sum(0)
     worst = [i for i in count.argsort(descending=True, stable=True)[:MISTAKES].tolist() if count[i]]
-    found = []
+    images = []
     for i in worst:
         mostly = int(guesses[wrong[:, i], i].mode().values)
         image = {"row": i, "label": int(labels[i]), "taken_for": mostly}
-        found.append(image | {"wrong": int(count[i]), "of": len(guesses)})
-    return found
+        images.append(image | {"wrong": int(count[i]), "of": len(guesses)})
+    return images

@@ -77,7 +77,7 @@ def compare(
         _say_what_it_trains_on(template, out, quiet)
     if tried:
         swept = choose(*tried, each, out, jobs, quiet=quiet)
-        own = {row: {swept["setting"]: found["chosen"]} for row, found in swept["methods"].items()}
+        own = {row: {swept["setting"]: tuned["chosen"]} for row, tuned in swept["methods"].items()}
         each = {row: run.model_copy(update=own[row]) for row, run in each.items()}
     all_seeds = range(template.seed, template.seed + seeds)
     cells = [_cell(row, each[row], seed, out) for seed in all_seeds for row in rows]

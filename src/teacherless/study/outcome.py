@@ -123,7 +123,7 @@ def tabulate(cells: Sequence[Cell], results: Results) -> Table:
             "failed": {seed: s["failed"] for (name, seed), s in results.items() if name == row and "failed" in s},
         }
     table["doctor"] = doctor.examine(table["methods"])
-    sizes = {found["networks"] or 1 for found in table["methods"].values()} - {1}
+    sizes = {entry["networks"] or 1 for entry in table["methods"].values()} - {1}
     students = {seed: next(iter(comparable(*cell).values())) for seed, cell in rows.get("plain", {}).items()}
     table["plain_networks"] = []
     for k in sorted(size for size in sizes if size <= len(students)):
@@ -135,7 +135,7 @@ def tabulate(cells: Sequence[Cell], results: Results) -> Table:
 def _per_image(cells: Sequence[Cell], results: Results) -> dict[str, dict[int, statistics.Images]]:
     """By row and seed, what one network gets of each test image, percent `[N]`. Nothing of cells whose predictions are
     not there, damaged, or of other images."""
-    found: dict[str, dict[int, statistics.Images]] = {}
+    images: dict[str, dict[int, statistics.Images]] = {}
     labels: torch.Tensor | None = None
     for cell in cells:
         summary = results[cell.row, cell.run.seed]
@@ -148,8 +148,8 @@ def _per_image(cells: Sequence[Cell], results: Results) -> dict[str, dict[int, s
         labels = truth if labels is None else labels
         if torch.equal(truth, labels):
             right = [guesses[f"student/{name}"] == truth for name in comparable(cell.run, summary)]
-            found.setdefault(cell.row, {})[cell.run.seed] = 100 * torch.stack(right).double().mean(0).numpy()
-    return found
+            images.setdefault(cell.row, {})[cell.run.seed] = 100 * torch.stack(right).double().mean(0).numpy()
+    return images
 
 
 def ways(seeds: Sequence[int], k: int) -> list[tuple[int, ...]]:
@@ -180,18 +180,18 @@ def measure(table: Table, cells: Sequence[Cell], source: Source | None) -> None:
     for cell in cells:
         first.setdefault(cell.row, cell)
     sizes = _inference(first)
-    for row, found in table["methods"].items():
-        found["train_flops"] = training_flops(first[row].run, source) if source and row in first else None
-        found["inference"] = sizes.get(row)
+    for row, entry in table["methods"].items():
+        entry["train_flops"] = training_flops(first[row].run, source) if source and row in first else None
+        entry["inference"] = sizes.get(row)
     plain = [cell for cell in cells if cell.row == "plain"]
     if source and source.test is not None and table["plain_networks"]:
         logits, labels = _predictions(plain, source, source.test)
-        for found in table["plain_networks"]:
+        for entry in table["plain_networks"]:
             each = [
                 analysis.mean_probability(torch.stack([logits[i] for i in way]))
-                for way in ways(range(len(plain)), found["networks"])
+                for way in ways(range(len(plain)), entry["networks"])
             ]
-            found["ensemble"] = _mean([dict(metrics(z, labels))["top1"] for z in each])
+            entry["ensemble"] = _mean([dict(metrics(z, labels))["top1"] for z in each])
     table["cohort_size"] = _cohort_sizes(table, cells)
 
 
@@ -230,7 +230,9 @@ def _cohort_sizes(table: Table, cells: Sequence[Cell]) -> list[analysis.CohortRo
         return []
     one = next((row for row in rows if row["kind"] == "independent"), None)
     return rows + [
-        one | {"size": found["networks"], "ensemble": found["ensemble"]} for found in table["plain_networks"] if one
+        one | {"size": several["networks"], "ensemble": several["ensemble"]}
+        for several in table["plain_networks"]
+        if one
     ]
 
 
@@ -294,7 +296,7 @@ def _csv_row(row: Table, metric: str) -> Table:
 def draw(table: Table, cells: Sequence[Cell], out: Path) -> list[Path]:
     """Differences with intervals; accuracy against cost; training curves. Where there is no test set, only curves."""
     methods, pictures = table["methods"], []
-    differences = {row: found["difference"] for row, found in methods.items() if found["difference"]}
+    differences = {row: entry["difference"] for row, entry in methods.items() if entry["difference"]}
     if differences:
         per_seed = {row: methods[row]["per_seed"] for row in ("plain", *differences)}
         pictures += plots.accuracy(differences, per_seed, out / "accuracy", metric=table["metric"])

@@ -69,11 +69,11 @@ def analyse(
         disk.make_folder(out)
     files, shown = [out / "index.html"], []
     for kind in KINDS:
-        for found in kind(groups, source):
-            shown.append(found)
-            disk.write_json(out / f"{found.name}.json", found.table)
-            files += [out / f"{found.name}.json", *found.draw(out / found.name)]
-            say(found.name, found.says)
+        for finding in kind(groups, source):
+            shown.append(finding)
+            disk.write_json(out / f"{finding.name}.json", finding.table)
+            files += [out / f"{finding.name}.json", *finding.draw(out / finding.name)]
+            say(finding.name, finding.says)
     disk.write(files[0], _index(source, shown))
     return files
 
@@ -81,9 +81,9 @@ def analyse(
 def _index(source: Source, shown: Sequence[Finding]) -> str:
     """All figures on one page, each with what it shows."""
     parts = "".join(
-        f'<h2 id="{found.name}">{found.name}</h2><p>{escape(found.says)} (<a href="{found.name}.json">table</a>)</p>'
-        f'<img src="{found.name}.svg" alt="{found.name}">\n'
-        for found in shown
+        f'<h2 id="{one.name}">{one.name}</h2><p>{escape(one.says)} (<a href="{one.name}.json">table</a>)</p>'
+        f'<img src="{one.name}.svg" alt="{one.name}">\n'
+        for one in shown
     )
     links = " · ".join(f'<a href="#{found.name}">{found.name}</a>' for found in shown)
     return (
@@ -111,10 +111,10 @@ def read(paths: Sequence[Path], trust_imports: bool = False) -> tuple[Groups, So
             log.warning("%s; left out", error)
     if not loaded:
         raise InputError(f"{paths[0]}: holds no run that can be read")
-    found = [one.run for one in loaded]
-    labels = _labels([one.name or one.run.method for one in loaded], found)
-    kinds = _labels([run.method for run in found], [_any_number(run) for run in found])
-    source = load_source(found[0], quiet=True)
+    runs = [one.run for one in loaded]
+    labels = _labels([one.name or one.run.method for one in loaded], runs)
+    kinds = _labels([run.method for run in runs], [_any_number(run) for run in runs])
+    source = load_source(runs[0], quiet=True)
     for one in loaded:
         if one.fingerprint != source.fingerprint:
             raise InputError(
@@ -166,9 +166,9 @@ def _load(name: str | None, folder: Path, trust_imports: bool) -> _Loaded:
     return _Loaded(name, folder, run, students, summary, about["data"].get("fingerprint"))
 
 
-def _labels(bases: Sequence[str], found: Sequence[Run]) -> list[str]:
+def _labels(bases: Sequence[str], runs: Sequence[Run]) -> list[str]:
     """A cell's row or a run's method, and whatever makes its runs differ from others of that name."""
-    settings = [run.model_dump(mode="json", exclude={"set", *NO_MATTER}) | run.set for run in found]
+    settings = [run.model_dump(mode="json", exclude={"set", *NO_MATTER}) | run.set for run in runs]
     labels = []
     for base, own in zip(bases, settings, strict=True):
         others = [other for name, other in zip(bases, settings, strict=True) if name == base]

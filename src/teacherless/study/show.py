@@ -85,81 +85,83 @@ def number(metric: str, value: float | None) -> str:
     return f"{value:.4f}" if metric == "nll" else f"{value:.2f}"
 
 
-def summary(found: Mapping[str, Any], folder: Path, *, smoke: bool = False) -> None:
+def summary(result: Mapping[str, Any], folder: Path, *, smoke: bool = False) -> None:
     """A run's summary, a row per student and one for the ensemble; * and the last line name the student to ship.
 
     Of a smoke run (`--small`) the table says so, and nothing is to be shipped.
     """
-    students = dict(found["students"])
+    students = dict(result["students"])
     shown = [key for key in METRICS if any(row.get(f"test_{key}") is not None for row in students.values())]
-    if found["ensemble"]:
-        students["ensemble"] = found["ensemble"]
+    if result["ensemble"]:
+        students["ensemble"] = result["ensemble"]
     rows = []
     for name, row in students.items():
-        mark = " *" if name == found["chosen"] else ""
+        mark = " *" if name == result["chosen"] else ""
         size = f"{row['params']:,}" if "params" in row else ""
         tested = [number(key, row.get(f"test_{key}")) for key in shown]
-        rows.append([found["method"], name + mark, size, number("top1", row["val_top1"]), *tested])
+        rows.append([result["method"], name + mark, size, number("top1", row["val_top1"]), *tested])
     columns = ["method", "student", "params", "val top-1 %", *(f"test {METRICS[key]}" for key in shown)]
     table(columns, rows, left=2, title=SMOKE if smoke else "")
     if smoke:
         print(f"every piece ran: {folder}")
         return
-    dead, best = found.get("dead", []), found["chosen"]
-    if found.get("unreadable"):
-        print(f"{found['unreadable']} images could not be read: {folder / 'unreadable.txt'}")
-    doctor(found.get("doctor", []))
+    dead, best = result.get("dead", []), result["chosen"]
+    if result.get("unreadable"):
+        print(f"{result['unreadable']} images could not be read: {folder / 'unreadable.txt'}")
+    doctor(result.get("doctor", []))
     if best not in dead:
-        tested = found["students"][best]
+        tested = result["students"][best]
         top = number("top1", tested.get("test_map", tested["test_top1"]))
         print(f"ship {best} ({top} on test): {folder / 'students' / best}")
 
 
 def doctor(findings: Sequence[Mapping[str, str]]) -> None:
     """The first three findings, a line each."""
-    for found in findings[:3]:
-        print(printable(f"{found['finding']}: {found['evidence']}. Try: {found['advice']}"))
+    for finding in findings[:3]:
+        print(printable(f"{finding['finding']}: {finding['evidence']}. Try: {finding['advice']}"))
 
 
-def source(found: Source, sizes: Sequence[tuple[int, int]], json: bool = False) -> None:
+def source(data: Source, sizes: Sequence[tuple[int, int]], json: bool = False) -> None:
     """A data set's classes, with the images of each split; the sizes of its photos; what cannot be read.
 
     Args:
-        found: the set.
+        data: the set.
         sizes: width and height of the photos as they are, by area; nothing where they are not known.
         json: print JSON.
     """
-    splits = {name: part for name in ("train", "val", "test") if (part := getattr(found, name)) is not None}
-    counts = {name: part.labels.bincount(minlength=len(found.classes)).tolist() for name, part in splits.items()}
+    splits = {name: part for name in ("train", "val", "test") if (part := getattr(data, name)) is not None}
+    counts = {name: part.labels.bincount(minlength=len(data.classes)).tolist() for name, part in splits.items()}
     if json:
-        about = {key: getattr(found, key) for key in ("name", "classes", "size", "fit", "unreadable")}
+        about = {key: getattr(data, key) for key in ("name", "classes", "size", "fit", "unreadable")}
         return as_json({**about, **counts, "photos": sizes})
-    rows = zip(found.classes, *(map(str, each) for each in counts.values()), strict=True)
+    rows = zip(data.classes, *(map(str, each) for each in counts.values()), strict=True)
     table(["class", *counts], rows)
-    print(found)
+    print(data)
     if sizes:
         named = {"smallest": sizes[0], "median": sizes[len(sizes) // 2], "largest": sizes[-1]}
         shown = ", ".join(f"{name} {width}x{height}" for name, (width, height) in named.items())
-        print(f"photos are {shown}; read as {found.size[1]}x{found.size[0]} by {found.fit}")
-    for failure in found.unreadable:
+        print(f"photos are {shown}; read as {data.size[1]}x{data.size[0]} by {data.fit}")
+    for failure in data.unreadable:
         print("cannot be read:", printable(failure))
 
 
-def evaluation(found: Evaluation) -> None:
+def evaluation(evaluated: Evaluation) -> None:
     """The metrics of every predictor, and class by class what the shipped student makes of it."""
-    print(f"{found.data}, {found.split}: {found.images:,} images, {len(found.classes)} classes")
-    shown = [key for key in METRICS if key in next(iter(found.metrics.values()))]
-    rows = [[name, *(number(key, row[key]) for key in shown)] for name, row in found.metrics.items()]
+    print(f"{evaluated.data}, {evaluated.split}: {evaluated.images:,} images, {len(evaluated.classes)} classes")
+    shown = [key for key in METRICS if key in next(iter(evaluated.metrics.values()))]
+    rows = [[name, *(number(key, row[key]) for key in shown)] for name, row in evaluated.metrics.items()]
     table(["student", *(METRICS[key] for key in shown)], rows)
-    if not found.confusion:
+    if not evaluated.confusion:
         return
-    whole = len(found.classes) <= 12  # then the matrix itself fits
-    print(f"{found.shipped}, class by class" + ("; to the right, how often it is taken for which" if whole else ""))
+    whole = len(evaluated.classes) <= 12  # then the matrix itself fits
+    print(f"{evaluated.shipped}, class by class" + ("; to the right, how often it is taken for which" if whole else ""))
     per_class = []
-    for i, (name, row, right) in enumerate(zip(found.classes, found.confusion, found.per_class, strict=True)):
-        cells = [str(count or "·") for count in row] if whole else [_taken_for(found.classes, row, i)]
+    for i, (name, row, right) in enumerate(
+        zip(evaluated.classes, evaluated.confusion, evaluated.per_class, strict=True)
+    ):
+        cells = [str(count or "·") for count in row] if whole else [_taken_for(evaluated.classes, row, i)]
         per_class.append([name, number("top1", right), str(sum(row)), *cells])
-    table(["class", "top-1 %", "images", *(found.classes if whole else ["taken for"])], per_class)
+    table(["class", "top-1 %", "images", *(evaluated.classes if whole else ["taken for"])], per_class)
 
 
 def _taken_for(classes: Sequence[str], row: Sequence[int], label: int) -> str:
@@ -168,29 +170,29 @@ def _taken_for(classes: Sequence[str], row: Sequence[int], label: int) -> str:
     return ", ".join(f"{classes[i]} {row[i]}" for i in often)
 
 
-def plan(found: Plan, json: bool = False) -> None:
+def plan(planned: Plan, json: bool = False) -> None:
     """What a run will cost; what needs no measurement comes first."""
     if json:
         known = {
-            key: getattr(found, key) for key in ("students", "helpers", "engine", "precision", "epochs", "per_epoch")
+            key: getattr(planned, key) for key in ("students", "helpers", "engine", "precision", "epochs", "per_epoch")
         }
-        return as_json(known | found.bill()._asdict())
-    sizes = ", ".join(f"{name} {count:,}" for name, count in found.students.items())
-    print(f"parameters      {sizes}; helpers that are not shipped {found.helpers:,}")
-    print(f"engine          {found.engine}, {found.precision}", flush=True)
-    bill = found.bill()
+        return as_json(known | planned.bill()._asdict())
+    sizes = ", ".join(f"{name} {count:,}" for name, count in planned.students.items())
+    print(f"parameters      {sizes}; helpers that are not shipped {planned.helpers:,}")
+    print(f"engine          {planned.engine}, {planned.precision}", flush=True)
+    bill = planned.bill()
     print(f"peak memory     {'unknown' if bill.peak_bytes is None else f'{bill.peak_bytes / 2**30:.2f} GiB'}")
-    epoch = f"{duration(bill.epoch_seconds)} an epoch ({found.per_epoch} steps of {1000 * bill.step_seconds:.1f} ms)"
-    print(f"time            {epoch}; {duration(bill.seconds)} for {found.epochs} epochs")
+    epoch = f"{duration(bill.epoch_seconds)} an epoch ({planned.per_epoch} steps of {1000 * bill.step_seconds:.1f} ms)"
+    print(f"time            {epoch}; {duration(bill.seconds)} for {planned.epochs} epochs")
     print(f"cost            {bill.relative:.2f} times plain training of the first student")
 
 
-def comparison(found: Mapping[str, Any], *, smoke: bool = False) -> None:
+def comparison(compared: Mapping[str, Any], *, smoke: bool = False) -> None:
     """The table, what several networks give, what inference costs, the verdicts, and what the intervals are about."""
-    methods = found["methods"]
+    methods = compared["methods"]
     rows, several = [], []
     plain = methods.get("plain", {"student": None, "cost": None})
-    for row in found["plain_networks"]:
+    for row in compared["plain_networks"]:
         k, cost = row["networks"], row["networks"] * (plain["cost"] or 1)
         each = ("" if row[key] is None else f"{row[key]:.2f}" for key in ("best", "ensemble"))
         several.append([f"plain, any {k} of {row['of']} seeds", _mean(plain["student"]), *each, f"{cost:.1f}x"])
@@ -201,9 +203,9 @@ def comparison(found: Mapping[str, Any], *, smoke: bool = False) -> None:
         nll, ece = ("" if row[key] is None else f"{row[key]['mean']:.3f}" for key in ("nll", "ece"))
         cells = {
             "method": name,
-            f"test {found['metric']} %": _mean(row["student"]),
+            f"test {compared['metric']} %": _mean(row["student"]),
             "vs plain": _difference(row["difference"]),
-            **(by_image if found["test_images"] else {}),
+            **(by_image if compared["test_images"] else {}),
             "NLL": nll,
             "ECE %": ece,
             "train": price,
@@ -232,94 +234,97 @@ def comparison(found: Mapping[str, Any], *, smoke: bool = False) -> None:
         for seed, why in row["failed"].items():
             print(printable(f"{name}, seed {seed} failed: {why}"))
     if not smoke:
-        findings = list(found["doctor"])
+        findings = list(compared["doctor"])
         for name, row in methods.items():
             findings += [{**each, "finding": f"{name}: {each['finding']}"} for each in row["doctor"]]
         doctor(findings)
-    if found["sweep"]:
-        sweep(found["sweep"], plain.get("train_seconds"))
-    print(f"mean ± std over seeds; {found['caveat']}.")
+    if compared["sweep"]:
+        sweep(compared["sweep"], plain.get("train_seconds"))
+    print(f"mean ± std over seeds; {compared['caveat']}.")
 
 
-def sweep(found: Mapping[str, Any], plain_seconds: float | None) -> None:
+def sweep(swept: Mapping[str, Any], plain_seconds: float | None) -> None:
     """What every method chose, among what, and what the choice cost."""
-    name, methods = found["setting"], found["methods"]
+    name, methods = swept["setting"], swept["methods"]
     rows = []
     for method, row in methods.items():
         cost = f"{row['seconds'] / plain_seconds:.1f}x" if plain_seconds else "-"
         rows.append([method, *(number("top1", top1) for top1 in row["tried"].values()), f"{row['chosen']:g}", cost])
-    chosen = f"{name} was chosen by top-1 on validation, in %, with {found['seeds']} other seeds"
+    chosen = f"{name} was chosen by top-1 on validation, in %, with {swept['seeds']} other seeds"
     print(f"{chosen}; its cost, in plain trainings, comes on top:")
     tried = next(iter(methods.values()))["tried"]
     table(["method", *(f"{name} {value}" for value in tried), "chosen", "cost"], rows)
 
 
-def _difference(found: Mapping[str, Any] | None) -> str:
+def _difference(difference: Mapping[str, Any] | None) -> str:
     """`+0.09 [-0.73, +0.92]`."""
-    if found is None:
+    if difference is None:
         return ""
-    return f"{found['mean']:+.2f} {_interval(found['corrected'])}".rstrip()
+    return f"{difference['mean']:+.2f} {_interval(difference['corrected'])}".rstrip()
 
 
-def _interval(found: Sequence[float] | None) -> str:
-    return f"[{found[0]:+.2f}, {found[1]:+.2f}]" if found else ""
+def _interval(bounds: Sequence[float] | None) -> str:
+    return f"[{bounds[0]:+.2f}, {bounds[1]:+.2f}]" if bounds else ""
 
 
-def _mean(found: Mapping[str, Any] | None) -> str:
-    if found is None:
+def _mean(over_seeds: Mapping[str, Any] | None) -> str:
+    if over_seeds is None:
         return ""
-    return f"{found['mean']:.2f}" + ("" if found["std"] is None else f" ± {found['std']:.2f}")
+    return f"{over_seeds['mean']:.2f}" + ("" if over_seeds["std"] is None else f" ± {over_seeds['std']:.2f}")
 
 
-def exported(found: Exported, json: bool) -> None:
+def exported(program: Exported, json: bool) -> None:
     """Where it is, what was compared, how long an image takes."""
     if json:
-        as_json({**found._asdict(), "file": str(found.file)})
+        as_json({**program._asdict(), "file": str(program.file)})
         return
-    *most, last = found.ms
+    *most, last = program.ms
     batches = f"{', '.join(most)} and {last}" if most else last
-    print(f"{found.name} is in {found.file}, {found.size / 1e6:.2f} MB")
+    print(f"{program.name} is in {program.file}, {program.size / 1e6:.2f} MB")
     print(
-        f"read again without teacherless, {found.images} images in batches of {batches}: logits differ by at most "
-        f"{found.difference:.2g}, {100 * found.agree:.1f} % get the same class"
+        f"read again without teacherless, {program.images} images in batches of {batches}: logits differ by at most "
+        f"{program.difference:.2g}, {100 * program.agree:.1f} % get the same class"
     )
-    print("an image takes on this CPU", ", ".join(f"{ms:.2f} ms in a batch of {size}" for size, ms in found.ms.items()))
+    print(
+        "an image takes on this CPU", ", ".join(f"{ms:.2f} ms in a batch of {size}" for size, ms in program.ms.items())
+    )
 
 
-def predictions(found: Sequence[Prediction], form: str) -> None:
+def predictions(images: Sequence[Prediction], form: str) -> None:
     """A row for each image: as a table, csv or json."""
     if form == "json":
-        as_json([{"path": p.path, "classes": p.probabilities, "error": p.error} for p in found])
+        as_json([{"path": p.path, "classes": p.probabilities, "error": p.error} for p in images])
     elif form == "csv":
         rows = csv.writer(sys.stdout)
         rows.writerow(["path", "class", "probability"])
-        rows.writerows((p.path, name, f"{value:.6f}") for p in found for name, value in p.probabilities.items())
+        rows.writerows((p.path, name, f"{value:.6f}") for p in images for name, value in p.probabilities.items())
     else:
-        table(["image", "classes, most probable first"], map(_ranked, found), left=2)
+        table(["image", "classes, most probable first"], map(_ranked, images), left=2)
 
 
-def _ranked(found: Prediction) -> list[str]:
-    ranked = "  ".join(f"{name} {100 * value:.1f} %" for name, value in found.probabilities.items())
-    return [str(found.path), f"cannot be read: {found.error}" if found.error else ranked]
+def _ranked(image: Prediction) -> list[str]:
+    ranked = "  ".join(f"{name} {100 * value:.1f} %" for name, value in image.probabilities.items())
+    return [str(image.path), f"cannot be read: {image.error}" if image.error else ranked]
 
 
-def explanation(found: Explanation, json: bool = False) -> None:
+def explanation(explained: Explanation, json: bool = False) -> None:
     """Who learns from which term, and how much it weighs."""
     if json:
-        return as_json(found._asdict() | {"terms": [term._asdict() for term in found.terms]})
+        return as_json(explained._asdict() | {"terms": [term._asdict() for term in explained.terms]})
     shipped, kept = (
-        ", ".join(f"{name} ({size:,})" for name, size in parts.items()) for parts in (found.shipped, found.helpers)
+        ", ".join(f"{name} ({size:,})" for name, size in parts.items())
+        for parts in (explained.shipped, explained.helpers)
     )
     print(f"parameters shipped: {shipped}" + (f"; left behind: {kept}" if kept else ""))
     rows = []
-    for term in found.terms:
+    for term in explained.terms:
         first, last = f"{term.first:.3g}", f"{term.last:.3g}"
         name = f"{term.phase}: {term.name}" if term.phase else term.name
         size = first if first == last else f"{first} → {last}"
         rows.append([name, "; ".join(term.learns), size, f"{term.ratio:.3g}"])
     table(["term", "who learns", "size", "of CE"], rows, left=2)
     print("sizes: of one batch after a few steps of training, in the first epoch → in the last")
-    for warning in filter(None, (term.warning for term in found.terms)):
+    for warning in filter(None, (term.warning for term in explained.terms)):
         print(f"warning: {warning}")
 
 
@@ -328,12 +333,12 @@ def finding(name: str, says: str) -> None:
     print(f"{name}: {says}", flush=True)
 
 
-def recipes(found: Iterable[Recipe]) -> None:
+def recipes(known: Iterable[Recipe]) -> None:
     """The recipes, each with its published number."""
     from teacherless.runs.recipes import UNCHECKED, shown
 
     rows = [
-        [each.name, shown(each.published), *(each.published.get(key) for key in ("metric", "what"))] for each in found
+        [each.name, shown(each.published), *(each.published.get(key) for key in ("metric", "what"))] for each in known
     ]
     table(["recipe", "published", "metric", "what"], rows, left=4, text="what")
     print(f"* {UNCHECKED}")

@@ -81,11 +81,11 @@ def caveat(images: int | None) -> str:
 
 def summarise(values: Sequence[float]) -> Summary:
     """Mean and standard deviation over seeds. Raises: InputError for none, and for one that is not finite."""
-    found = _finite(values)
+    array = _finite(values)
     return {
-        "seeds": len(found),
-        "mean": float(found.mean()),
-        "std": float(found.std(ddof=1)) if len(found) > 1 else None,
+        "seeds": len(array),
+        "mean": float(array.mean()),
+        "std": float(array.std(ddof=1)) if len(array) > 1 else None,
     }
 
 
@@ -94,12 +94,12 @@ def t_interval(values: Sequence[float], alpha: float = ALPHA) -> Interval:
 
     Raises: InputError for fewer than three values.
     """
-    found = _finite(values)
-    if len(found) < INTERVAL_FROM:
-        raise InputError(f"interval: found {len(found)} seeds; needs at least {INTERVAL_FROM}")
-    if _constant(found):
-        return float(found.mean()), float(found.mean())
-    interval = stats.ttest_1samp(found, 0).confidence_interval(1 - alpha)
+    array = _finite(values)
+    if len(array) < INTERVAL_FROM:
+        raise InputError(f"interval: found {len(array)} seeds; needs at least {INTERVAL_FROM}")
+    if _constant(array):
+        return float(array.mean()), float(array.mean())
+    interval = stats.ttest_1samp(array, 0).confidence_interval(1 - alpha)
     return float(interval.low), float(interval.high)
 
 
@@ -141,10 +141,10 @@ def two_way(differences: Images, alpha: float = ALPHA) -> Interval:
 
 def t_test(values: Sequence[float]) -> float:
     """Two-sided p of a mean of 0, by Student's t. Raises: InputError for fewer than two values, or all equal."""
-    found = _finite(values)
-    if len(found) < 2 or _constant(found):
+    array = _finite(values)
+    if len(array) < 2 or _constant(array):
         raise InputError("t test: found no spread; it needs at least 2 values that differ")
-    return float(stats.ttest_1samp(found, 0).pvalue)
+    return float(stats.ttest_1samp(array, 0).pvalue)
 
 
 def holm(p: Sequence[float], alpha: float = ALPHA) -> tuple[list[float], list[float]]:
@@ -179,8 +179,8 @@ def seeds_needed(std: float, *, effect: float = VISIBLE, power: float = POWER, a
         raise InputError(f"std: found {std}; must be positive")
 
     def seen(n: int) -> bool:
-        found = stats.nct.sf(stats.t.isf(alpha / 2, n - 1), n - 1, effect / std * math.sqrt(n))
-        return bool(found >= power)
+        chance = stats.nct.sf(stats.t.isf(alpha / 2, n - 1), n - 1, effect / std * math.sqrt(n))
+        return bool(chance >= power)
 
     # With the spread known it would be this many; not knowing it costs a few more.
     known = float((stats.norm.isf(alpha / 2) + stats.norm.isf(1 - power)) * std / effect) ** 2
@@ -223,11 +223,11 @@ def compare(
     tested = {name: len(d) >= INTERVAL_FROM and not _constant(np.asarray(d)) for name, d in paired.items()}
     # A method without spread counts as a test all the same: the correction must not depend on the results.
     p = [t_test(d) if tested[name] else 1.0 for name, d in paired.items()]
-    found = {
-        name: _difference(d, bounds[name], *found) if tested[name] else _unknown(d, found[2])
-        for (name, d), *found in zip(paired.items(), p, *holm(p), strict=True)
+    differences = {
+        name: _difference(d, bounds[name], *tests) if tested[name] else _unknown(d, tests[2])
+        for (name, d), *tests in zip(paired.items(), p, *holm(p), strict=True)
     }
-    for name, difference in found.items():
+    for name, difference in differences.items():
         own, others = ((images or {}).get(each, {}) for each in (name, "plain"))
         seeds = sorted(plain.keys() & methods[name].keys())
         if (inner := difference["corrected"]) and all(seed in own and seed in others for seed in seeds):
@@ -236,7 +236,7 @@ def compare(
             low, high = min(outer[0], inner[0]), max(outer[1], inner[1])  # they may differ in the last digit
             sign = difference["sign"] if low > 0 or high < 0 else "="
             difference.update({"both": (low, high), "sign_both": sign, "images": each.shape[1]})
-    return found
+    return differences
 
 
 def _difference(values: Sequence[float], bounds: Interval, p: float, adjusted: float, level: float) -> Difference:
@@ -318,10 +318,10 @@ def _clip(interval: Interval, bounds: Interval) -> Interval:
 
 
 def _finite(values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    found = np.asarray(values, dtype=np.float64)
-    if found.ndim != 1 or len(found) == 0 or not np.isfinite(found).all():
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or len(array) == 0 or not np.isfinite(array).all():
         raise InputError(f"values: found {list(values)}; must be one finite number per seed")
-    return found
+    return array
 
 
 def _constant(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bool:

@@ -135,7 +135,7 @@ def consistency(
 ) -> Consistency:
     """Of the logits `[N, C]`, and where given the features `[N, D]`, of two views of the same N >= 2 images."""
     both = (losses.kl(a.double(), b.double()) + losses.kl(b.double(), a.double())) / 2
-    found: Consistency = {
+    measured: Consistency = {
         "agreement": 100 * float((predicted(a) == predicted(b)).double().mean()),
         "kl": float(both.mean()),
         "cosine": None,
@@ -146,9 +146,9 @@ def consistency(
         n, same = len(f), (f - g).square().sum(1).mean()
         # Over all pairs (i, j), E‖f_i - g_j‖² = E‖f‖² + E‖g‖² - 2 <mean f, mean g>; the n pairs i = j are taken out.
         pairs = f.square().sum(1).mean() + g.square().sum(1).mean() - 2 * f.mean(0) @ g.mean(0)
-        found["cosine"] = finite(float(nn.functional.cosine_similarity(f, g).mean()))
-        found["distance"] = finite(float(same / ((n * pairs - same) / (n - 1))))
-    return found
+        measured["cosine"] = finite(float(nn.functional.cosine_similarity(f, g).mean()))
+        measured["distance"] = finite(float(same / ((n * pairs - same) / (n - 1))))
+    return measured
 
 
 def cka(a: Tensor, b: Tensor) -> float | None:

@@ -72,10 +72,10 @@ class Recorder:
     def stop(self) -> None:
         """Fetch the sums (the one wait for the device: at an epoch's end, and to save) and stop the clock."""
         if self.sums:
-            found, self.seen = self.totals(self.sums, self.count)
-            terms = [name for name in found if name != STUDENTS]
+            summed, self.seen = self.totals(self.sums, self.count)
+            terms = [name for name in summed if name != STUDENTS]
             names = [*terms, *(f"train/{metric}/{student}" for metric in METRICS for student in self.students)]
-            sums = torch.cat([found[name].double().flatten() for name in (*terms, STUDENTS)])
+            sums = torch.cat([summed[name].double().flatten() for name in (*terms, STUDENTS)])
             means = (sums / self.seen).tolist()
             self.means = dict(zip(names, means, strict=False))
             self.finite = dict(zip(self.students, means[len(names) :], strict=True))

@@ -163,6 +163,15 @@ def test_batch_norm_in_evaluation_mode() -> None:
         assert [each["finding"] for each in found] == expected
 
 
+def test_a_peer_that_left() -> None:
+    data = [learnable(0)] * 4
+    nan = {"peer1": {"lr": 1e9}}
+    found = tl.train(tl.DML(tiny(0), tiny(1), tiny(2)), data, epochs=2, lr=0.01, per_student=nan, quiet=True)
+    first = found.summary["doctor"][0]
+    assert first["finding"] == "the others went on without a peer"
+    assert first["evidence"].startswith("peer1 not finite since step ")
+
+
 def test_identical_views() -> None:
     (x, y), (other, _) = images(0, 10), images(1, 10)
     for views, expected in (((x, x), True), ((x, other), False), ((x, x[:4]), False)):

@@ -42,6 +42,7 @@ class Verdict(NamedTuple):
 
 LOSSES, DML, ONE, METHOD = "losses.py", "methods/dml.py", "methods/one.py", "method.py"
 MUTUAL, PARTS = "methods/_mutual.py", "methods/_parts.py"
+TARGETS, TOPOLOGY = "methods/_targets.py", "methods/_topology.py"
 DDGSD, KD, FITNETS, BYOT = "methods/ddgsd.py", "methods/kd.py", "methods/fitnets.py", "methods/byot.py"
 FRSKD, PSKD, TFKD, CSKD = "methods/frskd.py", "methods/ps_kd.py", "methods/tf_kd.py", "methods/cs_kd.py"
 PLAIN, SMOOTHING, SNAPSHOT = "methods/plain.py", "methods/label_smoothing.py", "methods/snapshot.py"
@@ -110,12 +111,13 @@ MUTANTS = [
     Mutant("DML: symmetric, backwards only", DML, "return (forward + backward) / 2", "return backward"),
     Mutant("DML: symmetric, forwards only", DML, "return (forward + backward) / 2", "return forward"),
     Mutant("DML: symmetric, not halved", DML, "return (forward + backward) / 2", "return forward + backward"),
-    Mutant("DML: topology transposed", DML, "listening = self.listening[mine]", "listening = self.listening.t()[mine]"),
-    Mutant("DML: ring the other way", DML, "[(k - 1) % peers]", "[(k + 1) % peers]"),
-    Mutant("DML: strong to weak", DML, '"weak-to-strong": [*range(k + 1, peers)]', '"weak-to-strong": [*range(k)]'),
+    Mutant("DML: topology transposed", DML, "self.listening[mine].to", "self.listening.t()[mine].to"),
+    Mutant("DML: ring the other way", TOPOLOGY, "[(k - 1) % peers]", "[(k + 1) % peers]"),
+    Mutant("DML: strong to weak", TOPOLOGY, '"weak-to-strong": [*range(k + 1, peers)]',
+           '"weak-to-strong": [*range(k)]'),
     Mutant("DML: variant sum multiplies by K", DML, "mimicry * (len(self.listening) - 1)",
            "mimicry * len(self.listening)"),
-    Mutant("DML_e is DML", DML, "constant = share * _neg_entropy(target / share)", "pass"),
+    Mutant("DML_e is DML", DML, "constant = share * neg_entropy(target / share)", "pass"),
     Mutant("DML: weight ignored", DML, "self.weight * self.temperature**2", "self.temperature**2"),
     Mutant("DML: ramp ignored", DML, "        if self.ramp_epochs:\n", "        if False:\n"),
     Mutant("DML: smoothing ignored", DML, "losses.nll(shared, labels, self.smoothing)", "losses.nll(shared, labels)"),
@@ -130,6 +132,27 @@ MUTANTS = [
     Mutant("DML in turn: one turn only", DML, 'len(peers) if update == "in_turn" else 1', "1"),
     Mutant("DML: one group for all peers", DML, 'return [{"name": f"peer{i}", "params": list(peer.parameters())} '
            "for i, peer in enumerate(self.peers)]", 'return [{"name": "peer0", "params": list(self.parameters())}]'),
+    #
+    Mutant("selective: who knows it worse", TARGETS, "(nll < nll[voices.mine][:, None])",
+           "(nll > nll[voices.mine][:, None])"),
+    Mutant("selective: everyone", TARGETS, "(nll < nll[voices.mine][:, None])", "(nll < torch.inf)"),
+    Mutant("selective: added up", TARGETS, "return rows / rows.sum(1, keepdim=True).clamp_min(", "return rows; ("),
+    Mutant("selective: whom it does not listen to", TARGETS, "voices.rows[:, :, None] * (nll",
+           "torch.ones_like(voices.rows)[:, :, None] * (nll"),
+    Mutant("targets: knows better after softening", TARGETS, "losses.log_probs(self.temperature * self.log_p)",
+           "self.log_p"),
+    Mutant("naive: the worst", TARGETS, "torch.inf).argmin(0)", "-torch.inf).argmax(0)"),
+    Mutant("naive: who has left", TARGETS, ".masked_fill(voices.gone[:, None], torch.inf).argmin", ".argmin"),
+    Mutant("min-logit: the label's logit kept", TARGETS, "voices.log_p - voices.log_p.gather(-1, right)",
+           "voices.log_p"),
+    Mutant("min-logit: the highest", TARGETS, "torch.inf).amin(0)", "-torch.inf).amax(0)"),
+    Mutant("linear: no search", TARGETS, "for _ in range(STEPS):", "for _ in range(0):"),
+    Mutant("linear: uphill", TARGETS, "log_a = log_a - (mean", "log_a = log_a + (mean"),
+    Mutant("linear: found at another temperature", TARGETS, "simplex(voices.temperature * batch", "simplex(batch"),
+    Mutant("linear: of our part of the batch", TARGETS,
+           "voices.whole_batch(voices.log_p.transpose(0, 1)).transpose(0, 1)", "voices.log_p"),
+    Mutant("targets: entropy of the target dropped", TARGETS, "q, h = log_q.exp(), (log_q.exp() * log_q).sum(-1)",
+           "q, h = log_q.exp(), log_q.sum(-1) * 0"),
     #
     Mutant("ONE: the gate's axis swapped", ONE, ".softmax(1)  # [B, m]", ".softmax(0)  # [B, m]"),
     Mutant("ONE: ensemble not constant", ONE, "losses.kl(each, mixed.detach(), self.temperature)",
@@ -273,6 +296,8 @@ def suites(file: str) -> list[list[str]]:
     matrix = "tests/test_all_methods.py"
     if file == MUTUAL:
         return [["tests/test_losses.py"], ["tests/methods/test_dml.py"]]
+    if file in (TARGETS, TOPOLOGY):
+        return [["tests/methods/test_targets.py"], ["tests/methods/test_dml.py", "tests/methods/test_dml_full.py"]]
     if file in (METHOD, PARTS):
         return [["tests/methods/test_kd.py", "tests/methods/test_dml.py", "tests/methods/test_one.py"], [matrix]]
     stem = Path(file).stem

@@ -31,6 +31,7 @@ GOLDEN = Path(__file__).parent / "golden"
 STEPS, SAMPLES, SIZE = 50, 20, 10
 F64 = torch.float64
 Curves = dict[str, list[float]]
+TARGETS = ("selective", "naive", "linear", "min-logit")
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in METHODS},
@@ -39,6 +40,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dml-e": ("dml", {"mimicry": "dml_e", "temperature": 2.0}),
     "dml-symmetric-star": ("dml", {"mimicry": "symmetric", "topology": "star", "weight": 0.5, "ramp_epochs": 10}),
     "dml-views": ("dml", {"views": 2}),
+    **{f"dml-{target}": ("dml", {"target": target, "temperature": 2.0}) for target in TARGETS},
     "one-not-shared": ("one", {"share": False, "gate": False}),
     "ddgsd-three-views": ("ddgsd", {"views": 3, "temperature": 2.0, "mmd_weight": 0.1}),
 }

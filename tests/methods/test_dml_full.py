@@ -13,7 +13,7 @@ from torch import Tensor
 from teacherless.errors import InputError
 from teacherless.method import Progress
 from teacherless.methods import DML
-from teacherless.methods.dml import listening
+from teacherless.methods._topology import listening
 
 F64 = torch.float64
 UNEVEN = ((0.0, 0.25, 0.75, 0.0), (0.0, 0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0), (0.5, 0.5, 0.0, 0.0))

@@ -27,6 +27,12 @@ Defaults:
     term, the mean is over the others that remain, and `left()` has the step. When all have left, the terms are NaN.
     `--on-divergence revive` brings a peer back at the epoch's end, with the weights of the last epoch's end at which it
     was whole and an optimizer that remembers nothing, twice at most.
+    target "peers": the mean of those it listens to. Others give every sample a target of its own, from everyone's
+    predictions; temperature softens them. "selective" (after Roth et al., ICLR 2024, arXiv:2310.17653): the mean of
+    those it listens to that give this sample's label more probability than it does itself; where nobody does, nothing.
+    The others are KDCL's (Guo et al., CVPR 2020, section 3.2), one target for all, with T = 2 there (noted, not
+    checked). "naive": whoever has the lowest cross-entropy on the sample. "linear": the logits' mixture Σ_l a_l z_l, a
+    on the simplex, with the lowest cross-entropy on the batch. "min-logit": of each class the lowest z_c - z_y.
     views 1. With views V > 1 (ours) each peer sees V distortions and each of the K·V predictions learns from the mean
     of all the others; V = 1 is DML, and K = 1 with V = 2 is the KL part of DDGSD.
 
@@ -40,6 +46,11 @@ Where we differ from the paper, and from the authors' code:
         1/(K-1) Σ_l KL(p_l ‖ p_k) = KL(q_k ‖ p_k) + 1/(K-1) Σ_l KL(p_l ‖ q_k)
     and the last part does not depend on peer k, both have the same gradient. The paper reports different results for
     them (its Figure 4); with peers as constants that cannot come from the method. A test proves the identity.
+    KDCL also shows every student a distortion of its own, and has a fourth target ("general") weighted by errors on
+    held-out images, which a method does not have; no code of its authors was found. How it solves "linear" is not
+    known; here by 50 steps of exponentiated gradient, within 1e-2 nats of the least cross-entropy.
+    Roth et al. transfer between pretrained networks, and keep what a student knows by its own earlier prediction; here
+    nobody teaches such a sample.
 
 Ships: `peer0` … `peerK-1`, each a plain network. The ensemble is the mean of the peers' probabilities.
 
@@ -64,11 +75,14 @@ from torch.func import functional_call
 
 from teacherless import losses
 from teacherless.batch import Input, joined
-from teacherless.errors import InputError, unknown
+from teacherless.errors import InputError
 from teacherless.method import Batch, Exchange, Gather, Method, Output, Progress, Wants
 from teacherless.methods import _checks as checks
+from teacherless.methods import _targets as targets
 from teacherless.methods._mutual import mutual
 from teacherless.methods._parts import MeanProbability, ramp
+from teacherless.methods._targets import mix, neg_entropy, shares
+from teacherless.methods._topology import listening
 from teacherless.network import arguments, call, check_ready, drawing_layer, read_logits
 
 
@@ -94,41 +108,6 @@ def gather_local(own: Tensor) -> tuple[Tensor, slice]:
     return own, slice(None)
 
 
-def listening(topology: str | Sequence[Sequence[float]], peers: int) -> Tensor:
-    """Who listens to whom: `[K, K]`, row k the weights of peer k's targets, summing to 1, or to 0 for nobody.
-
-    Raises: InputError for an unknown name and for a matrix that is not of this form.
-    """
-    if not isinstance(topology, str):
-        return _checked(topology, peers)
-    weights = torch.zeros(peers, peers, dtype=torch.float64)
-    for k in range(peers):
-        sources = {
-            "complete": [j for j in range(peers) if j != k],
-            "ring": [(k - 1) % peers],
-            "star": [0] if k else [*range(1, peers)],
-            "weak-to-strong": [*range(k + 1, peers)],
-        }
-        if topology not in sources:
-            raise unknown("topology", topology, sources)
-        for j in sources[topology]:
-            weights[k, j] = 1 / len(sources[topology])
-    return weights
-
-
-def _checked(rows: Sequence[Sequence[float]], peers: int) -> Tensor:
-    sizes = [len(row) for row in rows]
-    if sizes != [peers] * peers:
-        raise InputError(f"topology: found rows of {sizes}; {peers} peers need {peers} rows of {peers}")
-    for k, row in enumerate(rows):
-        if not (min(row) >= 0 and min(abs(sum(row)), abs(sum(row) - 1)) <= 1e-6):  # nor NaN
-            shown = [float(weight) for weight in row]
-            raise InputError(f"topology: found row {k} = {shown}; weights must be at least 0 and sum to 1, or to 0")
-        if row[k] != 0:
-            raise InputError(f"topology: found {float(row[k])} at [{k}][{k}]; a peer does not listen to itself")
-    return torch.tensor([list(row) for row in rows], dtype=torch.float64)
-
-
 class DML(Method):
     """K peers that teach each other.
 
@@ -142,6 +121,7 @@ class DML(Method):
         reduce: "mean" over the targets, or "sum".
         topology: who listens to whom; a name or a matrix.
         views: distortions of each image per peer.
+        target: what a peer learns from: "peers", "selective", "naive", "linear" or "min-logit".
         exchange: `own [k, B, C+1] -> mean over the others [k, B, C+1]`; other ranks and threads come in here.
         gather: `own [k, B, C] -> (all [K, B, C], our rows)`, where the mean of the others is not enough.
 
@@ -165,6 +145,7 @@ class DML(Method):
         reduce: Literal["mean", "sum"] = "mean",
         topology: Literal["complete", "ring", "star", "weak-to-strong"] | tuple[tuple[float, ...], ...] = "complete",
         views: int = 1,
+        target: Literal["peers", "selective", "naive", "linear", "min-logit"] = "peers",
         exchange: Exchange = mean_of_others,
         gather: Gather = gather_local,
     ) -> None:
@@ -172,11 +153,14 @@ class DML(Method):
         if len(peers) * views < 2:
             needs = "mutual learning needs two peers or two views"
             raise InputError(f"dml: found {len(peers)} peer and views={views}; {needs}")
-        checks.choices(DML, update=update, mimicry=mimicry, reduce=reduce)
+        checks.choices(DML, update=update, mimicry=mimicry, reduce=reduce, target=target)
         checks.positive(temperature=temperature)
         checks.not_negative(weight=weight, ramp_epochs=ramp_epochs)
         if views > 1 and topology != "complete":
             raise InputError(f"topology: found {topology!r} with views={views}; several views need 'complete'")
+        if target != "peers":
+            whom = {} if target == "selective" else {"topology": topology}
+            checks.no_effect(DML, f"target={target!r}", mimicry=mimicry, reduce=reduce, **whom)
         if views == 1:
             _refuse_equal(peers)
         if update == "in_turn" and any(isinstance(part, torch.jit.ScriptModule) for p in peers for part in p.modules()):
@@ -186,9 +170,10 @@ class DML(Method):
         self.peers = nn.ModuleList(peers)
         self.temperature, self.update, self.views = temperature, update, views
         self.weight, self.ramp_epochs, self.mimicry, self.reduce = weight, ramp_epochs, mimicry, reduce
-        self.exchange, self.gather = exchange, gather
-        self.complete = topology == "complete" and mimicry != "symmetric"  # then the mean of the others is enough
-        rows = listening(topology, len(peers)) if views == 1 else listening("complete", len(peers) * views)
+        self.target, self.exchange, self.gather = target, exchange, gather
+        alike = (topology, target) == ("complete", "peers")
+        self.complete = alike and mimicry != "symmetric"  # then the mean of the others is enough
+        rows = listening(topology, len(peers) * views)  # several views are complete
         self.register_buffer("listening", rows, persistent=False)
         self.register_buffer("left_at", torch.full((len(peers),), -1))
         self.turns = len(peers) if update == "in_turn" else 1
@@ -220,7 +205,7 @@ class DML(Method):
             ce, mimicry = mutual(own, labels, partial(self._mean_of_others, step=step), self.smoothing)
         else:
             log_p = losses.log_probs(own, self.temperature)
-            mimicry = self._from_mean(log_p, step) if self.complete else self._from_all(log_p, step)
+            mimicry = self._from_mean(log_p, step) if self.complete else self._from_all(log_p, labels, step)
             shared = log_p if self.temperature == 1 else losses.log_probs(own)
             ce = losses.nll(shared, labels, self.smoothing)
         if self.complete:
@@ -266,28 +251,24 @@ class DML(Method):
         target, constant = others[..., :-1], others[..., -1]
         if self.mimicry == "dml_e":
             share = self._present(target)
-            constant = share * _neg_entropy(target / share)
+            constant = share * neg_entropy(target / share)
         return constant - (target * log_p).sum(-1)
 
-    def _from_all(self, log_p: Tensor, step: Tensor) -> Tensor:
-        """Mimicry of whom each peer listens to. `[k, B, C] -> [k, B]`."""
+    def _from_all(self, log_p: Tensor, labels: Tensor, step: Tensor) -> Tensor:
+        """Mimicry of whom each peer learns from. `[k, B, C], [B(, C)] -> [k, B]`."""
         all_log_p, mine = self.gather(log_p.detach())  # [K, B, C]
-        p = all_log_p.exp()
-        gone = self._leave((p * all_log_p).sum(-1), step, slice(None))  # [K]
-        all_log_p, p = (x.masked_fill(gone[:, None, None], 0) for x in (all_log_p, p))
-        listening = self.listening[mine].to(log_p)  # [k, K]
-        rows = listening.masked_fill(gone, 0)
-        if self.reduce == "sum":
-            rows = rows * (listening > 0).sum(1, keepdim=True)
-        else:  # the weights of those who are left add up to what all did
-            rows = rows * (listening.sum(1) / rows.sum(1).clamp_min(torch.finfo(rows.dtype).tiny))[:, None]
-        target = _mix(rows, p)  # [k, B, C]
-        constant = _neg_entropy(target) if self.mimicry == "dml_e" else _mix(rows, (p * all_log_p).sum(-1))
+        gone = self._leave((all_log_p.exp() * all_log_p).sum(-1), step, slice(None))  # [K]
+        all_log_p = all_log_p.masked_fill(gone[:, None, None], 0)
+        rows = shares(self.listening[mine].to(log_p), gone, self.reduce)  # [k, K]
+        voices = targets.Voices(all_log_p, self.temperature, labels, rows, mine, gone, self.whole_batch)
+        target, constant = targets.of(self.target, voices)  # [k, B, C], [k, B]
+        if self.mimicry == "dml_e":
+            constant = neg_entropy(target)
         forward = constant - (target * log_p).sum(-1)
         if self.mimicry != "symmetric":
             return forward
         own = log_p.exp()
-        backward = rows.sum(1)[:, None] * (own * log_p).sum(-1) - (own * _mix(rows, all_log_p)).sum(-1)
+        backward = rows.sum(1)[:, None] * (own * log_p).sum(-1) - (own * mix(rows, all_log_p)).sum(-1)
         return (forward + backward) / 2
 
     def _predict(self, i: int, x: Input, turn: int | None) -> Tensor:
@@ -321,18 +302,6 @@ class DML(Method):
     def param_groups(self) -> list[dict[str, Any]]:
         """One group per peer: the gradient of the summed loss is block-diagonal, so this *is* K optimizers."""
         return [{"name": f"peer{i}", "params": list(peer.parameters())} for i, peer in enumerate(self.peers)]
-
-
-def _mix(rows: Tensor, values: Tensor) -> Tensor:
-    """Σ_l rows[k, l] values[l], summed in peer order, so that every engine gives the same bits. `[k, K], [K, ...]`."""
-    shape = (-1, *[1] * (values.dim() - 1))
-    return reduce(torch.add, [rows[:, j].reshape(shape) * value for j, value in enumerate(values.unbind(0))])
-
-
-def _neg_entropy(probs: Tensor) -> Tensor:
-    """Σ_c q log q; a mean that rounding took below 0 counts as 0. `[..., C] -> [...]`."""
-    q = probs.clamp_min(0)
-    return torch.xlogy(q, q).sum(-1)
 
 
 def _refuse_equal(peers: Sequence[nn.Module]) -> None:

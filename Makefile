@@ -45,7 +45,8 @@ exhaustive: $(BIN)/.ready  ## every crash point, thousands of damaged files and 
 pythons:  ## losses, methods and the command line on Python 3.12 and 3.13, where they are: some gigabytes of torch each
 	tests/pythons.sh
 
-crash: $(BIN)/.ready  ## 50 runs killed at random moments, resumed, compared bit for bit: a few minutes
+crash: $(BIN)/.ready  ## 200 kills at random moments over all methods and engines, 50 of the command line: compared bit for bit
+	TEACHERLESS_CRASHES=200 $(BIN)/python -m pytest -s tests/training/test_kills.py
 	TEACHERLESS_CRASHES=50 $(BIN)/python -m pytest -s tests/training/test_crash.py
 
 INPUTS ?= 20000
@@ -59,6 +60,10 @@ $(FUZZ)/.ready: pyproject.toml constraints.txt
 .PHONY: fuzz
 fuzz: $(FUZZ)/.ready  ## coverage-guided fuzzing of all that reads files: INPUTS=20000 for each of 12 readers
 	OMP_NUM_THREADS=1 $(FUZZ)/python tests/fuzz/fuzz.py --inputs $(INPUTS)
+
+.PHONY: soak
+soak: $(BIN)/.ready  ## 30 minutes of runs that are stopped, killed, gone on with, compared: SOAK_MINUTES=30 SOAK_SEED=…
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
 
 mutate: $(BIN)/.ready  ## the losses and methods broken in a hundred ways, each to be noticed: some minutes
 	$(BIN)/python tests/mutate.py

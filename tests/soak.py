@@ -33,7 +33,7 @@ RUNS = {
 }  # by the beginning of their folders' names; runs of one name end with the same bits
 COMPARE = ["compare", *SMALL, "--methods", "plain,dml", "--seeds", "2", "--steps", "12"]
 OFTEN = ["--checkpoint-every", "1s"]
-MAY = {0, 1, 2, 130, 141, 143, -signal.SIGKILL}  # how a command may end
+MAY = {0, 1, 2, 130, 141, 143, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}  # how a command may end
 
 
 class Soak:

@@ -26,7 +26,7 @@ from teacherless.cli import main
 from teacherless.errors import InputError
 from teacherless.files import disk
 from teacherless.runs.config import Run, new_folder
-from teacherless.training import checkpoint
+from teacherless.training import checkpoint, summary
 from teacherless.training.lifecycle import _commit
 
 SMALL = ["--student", "small-cnn,width=4", "--steps", "3"]
@@ -367,3 +367,15 @@ def test_ctrl_c_twice_stops_at_once_and_leaves_what_was_saved(tmp_path: Path) ->
     assert err == "teacherless: stopped at once\n"
     assert checkpoint.read(out / "checkpoints")
     assert main(["train", "--out", str(out), "--resume"]) == 0
+
+
+def test_a_run_whose_every_student_is_dead(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so in one line, and its exit code is not that of a run with something to ship."""
+    monkeypatch.setattr(summary, "constant", lambda logits: True)
+    argv = ["train", "dml", "--peers", "2", "--data", "digits", "--student", "small-cnn,width=2", "--steps", "2"]
+    assert main([*argv, "--out", str(tmp_path / "run")]) == 3
+    printed = capsys.readouterr().out
+    assert "ship peer" not in printed
+    assert printed.splitlines()[-1].startswith("nothing to ship: every student says the same of all images")

@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import random
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mutation import damage, damaged_copy
 from PIL import Image
+from safetensors.torch import save
 
 from teacherless.cli import main
 from teacherless.errors import InputError
 from teacherless.files import schemas
+from teacherless.study.findings import gate_weights
 from teacherless.study.read_runs import read
 
 SMALL = ["--data", "digits", "--train-samples", "64", "--student", "small-cnn,width=2", "--steps", "2"]
@@ -150,3 +154,46 @@ def test_a_student_named_from_where_it_stands(
         assert main(["evaluate", name]) == 0
         tables.append(capsys.readouterr().out)
     assert tables[0] == tables[1] == tables[2]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+@pytest.mark.parametrize("name", ["run.json", "summary.json", "metrics.jsonl", "students/peer0/config.json",
+                                  "students/peer0/model.safetensors", "checkpoints/*/state.json"])  # fmt: skip
+def test_a_pipe_of_the_name_of_a_file(
+    name: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would be read for ever."""
+    run = tmp_path / "run"
+    shutil.copytree(whole / "run", run)
+    for path in list(run.glob(name)):
+        path.unlink()
+        os.mkfifo(path)
+    if name.startswith("checkpoints"):
+        (run / "summary.json").unlink()
+    for words in (["evaluate", run], ["predict", run, whole / "photos"], ["train", "--resume", "--out", run]):
+        said(capsys, *words)
+    with contextlib.suppress(InputError):
+        read([run])
+
+
+def test_a_gigabyte_of_metrics(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(whole / "run", tmp_path / "run")
+    for name in ("metrics.jsonl", "summary.json"):
+        os.truncate(tmp_path / "run" / name, 2**30)
+    with pytest.raises(InputError, match=r"found 1,073,741,824 bytes; must be 67,108,864 at most"):
+        schemas.lines(tmp_path / "run")
+    assert "must be 67,108,864 at most" in said(capsys, "evaluate", tmp_path / "run")
+
+
+def test_a_gate_that_is_not_of_this_run(tmp_path: Path) -> None:
+    """analyse reads ONE's gate from the checkpoint: one that was forged is one line."""
+    run = tmp_path / "run"
+    assert main(["train", "one", *SMALL, "--out", str(run)]) == 0
+    for folder in (run / "checkpoints").iterdir():
+        (folder / "tensors.safetensors").write_bytes(save({"method/gate.weight": torch.zeros(1)}))
+        files = [folder / "state.json", folder / "tensors.safetensors"]
+        sums = (f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
+        (folder / "SHA256SUMS").write_text("".join(sums))
+    groups, source = read([run])
+    with pytest.raises(InputError, match="is no checkpoint of this run: RuntimeError"):
+        gate_weights(groups["one"][0], source)

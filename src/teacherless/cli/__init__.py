@@ -1,7 +1,7 @@
 """The command line: parse, call, print. Nothing here knows how anything is done.
 
-Exit codes: 0 done; 2 the user must change something (one line on stderr), also where the system refuses;
-4 training diverged; 5 a rank was lost; 130 interrupted; 141 nobody reads the output.
+Exit codes: 0 done; 2 the user must change something (one line on stderr), also where the system refuses; 3 trained, and
+every student is dead; 4 training diverged; 5 a rank was lost; 130 interrupted; 141 nobody reads the output.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def train(
     resume: Switch = False,
     resume_anyway: Switch = False,
     json: Json = False,
-) -> None:
-    """Train METHOD and write a run folder; the last line says which student to ship.
+) -> int:
+    """Train METHOD and write a run folder; the last line says which student to ship. Exit code 3 if each is dead.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def train(
             print("report:", page)
         raise
     if torchrun.rank():
-        return
+        return 0
     from teacherless.runs import card
 
     page = report.write_or_say(result.out) if result.out else None
@@ -116,6 +116,7 @@ def train(
         if page:
             print("report:", page)
         show.summary(result.summary, result.out, smoke=run.small)
+    return 3 if result.summary["chosen"] in result.summary.get("dead", ()) and not run.small else 0
 
 
 @app.command(help_epilogue=examples("plan dml --data photos --student resnet18 --peers 3 --epochs 100"))

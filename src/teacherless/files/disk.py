@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from teacherless.errors import InputError
+from teacherless.files.bounds import a_file
 
 PART = ".part-"  # the beginning of a name whose content is not finished, or not wanted any more
 
@@ -105,10 +106,15 @@ def finite(value: Any) -> Any:
 def sha256(path: Path) -> str | None:
     """The checksum of a file; None for one that cannot be read."""
     try:
-        with path.open("rb") as file:
+        with a_file(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except (InputError, OSError):
         return None
+
+
+def content(path: Path) -> bytes:
+    """All bytes of a file. Raises: InputError for a pipe, a device, a folder; OSError if it cannot be read."""
+    return a_file(path).read_bytes()
 
 
 def damaged(folder: Path, names: Iterable[str], sums: Mapping[str, str]) -> list[str]:

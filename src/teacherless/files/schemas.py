@@ -14,8 +14,10 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from typing_extensions import TypedDict
 
 from teacherless.errors import InputError, short
+from teacherless.files.bounds import a_file
 
 T = TypeVar("T")
+LARGEST_FILE = 2**26  # bytes of JSON; the lines of 100,000 epochs
 LARGEST_SIDE = 1024  # of the images a student says it reads: a batch of them must fit in memory
 
 Name = Annotated[str, Field(max_length=1000)]
@@ -28,11 +30,14 @@ OPEN = ConfigDict(extra="allow")
 def read(path: Path, schema: TypeAdapter[T]) -> T | None:
     """A file of JSON, or None where there is none. Raises: InputError if it is not JSON, or not what it should be."""
     try:
-        value = json.loads(path.read_bytes())
+        path.stat()
+        content = a_file(path, LARGEST_FILE).read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON ({error})") from None
     return check(value, schema, path)
@@ -348,8 +353,10 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     """
     path = folder / "metrics.jsonl"
     try:
-        *whole, _ = path.read_bytes().split(b"\n")
+        *whole, _ = a_file(path, LARGEST_FILE).read_bytes().split(b"\n")
         each = [json.loads(line) for line in whole]
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

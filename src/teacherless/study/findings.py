@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from teacherless import losses
 from teacherless.data import Loader, Source
 from teacherless.data.augment.distort import Augment
+from teacherless.errors import InputError, first_line
 from teacherless.files import schemas
 from teacherless.method import Batch
 from teacherless.methods import METHODS
@@ -302,7 +303,10 @@ def gate_weights(run: AnalysedRun, source: Source) -> Tensor | None:
     method, _ = build_method(run.run, source)
     if newest is None or not isinstance(method, ONE) or method.gate is None:
         return None
-    method.load_state_dict(checkpoint.unpack(newest[0], "method").tensors)
+    try:
+        method.load_state_dict(checkpoint.unpack(newest[0], "method").tensors)
+    except Exception as error:  # its checksums are right: whoever made it can have put in anything
+        raise InputError(f"{newest[1]}: is no checkpoint of this run: {first_line(error)}") from error
     said: list[Tensor] = []
     hook = method.gate.register_forward_hook(lambda gate, inputs, out: said.append(losses.full(out).softmax(1).cpu()))
     with evaluating([method]):

@@ -113,6 +113,8 @@ def summary(result: Mapping[str, Any], folder: Path, *, smoke: bool = False) -> 
         tested = result["students"][best]
         top = number("top1", tested.get("test_map", tested["test_top1"]))
         print(f"ship {best} ({top} on test): {folder / 'students' / best}")
+    else:
+        print("nothing to ship: every student says the same of all images, whatever they show")
 
 
 def doctor(findings: Sequence[Mapping[str, str]]) -> None:

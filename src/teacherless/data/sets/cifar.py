@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from teacherless.data.bounds import a_file
 from teacherless.data.contents import Contents, Options, as_it_is, same_classes
 from teacherless.data.fetch import cache_dir, download
 from teacherless.data.splits import Resident
 from teacherless.errors import InputError
 from teacherless.files import disk
+from teacherless.files.bounds import a_file
 
 SIDE = 32
 MOST = 50_000  # records of a file

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from teacherless.data.bounds import a_file, check_unpacked
 from teacherless.data.contents import Contents, Options, as_it_is, same_classes
 from teacherless.data.fetch import cache_dir
 from teacherless.data.images import FITS, colours
 from teacherless.data.meter import Meter
 from teacherless.data.splits import Resident
 from teacherless.errors import InputError, extra, first_line, unknown
+from teacherless.files.bounds import a_file, check_unpacked
 
 LIMIT = 2**32  # bytes of images that are taken into memory
 VAL = ("validation", "valid", "val", "dev")

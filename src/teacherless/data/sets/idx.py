@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teacherless.data.bounds import a_file, check_unpacked
 from teacherless.errors import InputError
+from teacherless.files.bounds import a_file, check_unpacked
 
 UNSIGNED_BYTE = 0x08
 

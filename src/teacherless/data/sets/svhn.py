@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from teacherless.data.bounds import a_file, check_unpacked
 from teacherless.data.contents import Contents, Options, as_it_is, same_classes
 from teacherless.data.fetch import cache_dir, download
 from teacherless.data.splits import Resident
 from teacherless.errors import InputError
+from teacherless.files.bounds import a_file, check_unpacked
 
 URL = "http://ufldl.stanford.edu/housenumbers"
 FILES = {  # md5, MB

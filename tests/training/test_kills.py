@@ -75,7 +75,8 @@ def test_killed_anywhere(name: str, engine: str, tmp_path: Path) -> None:
             child = begin(name, engine, out, resume=again > 0)
             time.sleep(draw.uniform(0, 0.9 * long))
             os.kill(child, signal.SIGKILL)  # a child that has ended is still ours
-            killed += ended(child) == -signal.SIGKILL
+            hit = ended(child) == -signal.SIGKILL
+            killed, long = killed + hit, long if hit else 0.8 * long  # the machine was busier when it was measured
         assert ended(begin(name, engine, out, resume=True)) == 0
         assert contents(out) == expected, tried
         assert not list(out.rglob(disk.PART + "*")) and len(checkpoint.steps(out / "checkpoints")) == checkpoint.KEEP

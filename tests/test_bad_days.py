@@ -96,7 +96,8 @@ def test_what_blows_up_in_the_last_step_is_not_shipped(
     assert "ship" not in printed.out
     assert printed.err.count("\n") == 1
     assert "training diverged at step 1: predictions of " in printed.err
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "run.json", "metrics.jsonl", "checkpoints"}
+    kept = {".lock", "run.json", "metrics.jsonl", "checkpoints", "failed.json", "report.html"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == kept
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
     assert None in line.values()
 

@@ -148,6 +148,18 @@ def test_help_names_types_and_gives_examples(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out.strip() == tl.__version__
 
 
+# It completes only in a terminal: one of its own, where TAB is typed, until the word is there.
+ZSH = r"""
+zmodload zsh/zpty
+zpty shell "TERM=dumb zsh -i"
+zpty -w shell "PS1=; source $HOME/.zshrc; echo READY-NOW"
+zpty -r -m shell seen "*READY-NOW*READY-NOW*"
+zpty -w -n shell $'teacherless tr\t'
+zpty -r -m shell seen "*teacherless train*" && print train
+zpty -d shell
+"""
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_is_installed_and_completes(shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -158,13 +170,14 @@ def test_completion_is_installed_and_completes(shell: str, tmp_path: Path, monke
     assert "epochs" in script.read_text()
     if shell == "zsh":
         assert (tmp_path / ".zshrc").read_text().count("compinit\n") == 1
-    if shutil.which(shell) is None or shell == "zsh":  # zsh completes only in a terminal
+    if shutil.which(shell) is None:
         return
     ask = {
         "bash": f"source {script}; COMP_WORDS=(teacherless tr); COMP_CWORD=1; _teacherless; echo ${{COMPREPLY[@]}}",
         "fish": f"source {script}; complete -C 'teacherless tr'",
+        "zsh": ZSH,
     }[shell]
-    said = subprocess.run([shell, "-c", ask], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run([shell, "-c", ask], capture_output=True, text=True, check=True, timeout=120).stdout
     assert said.split()[0] == "train"
 
 
@@ -235,6 +248,16 @@ def test_recipe_and_flags(tmp_path: Path) -> None:
         (["train", "plain", "--resume"], ["--resume", "--out"]),
         (["train"], ["METHOD"]),
         (["trian"], ["trian", "train"]),
+        (["list", "method"], ["method", "methods"]),
+        (["train", "dml", "more"], ["'more'"]),
+        (["train", "plain", "--epochs"], ["--epochs", "requires an argument"]),
+        (["train", "plain", "--epochs", "1", "--epochs", "2"], ["--epochs", "multiple times"]),
+        (["compare", "--seeds", "many"], ["--seeds", "many"]),
+        (["compare", "--seeds", "0"], ["--seeds", "found 0", "at least 1"]),
+        (["evaluate", "nowhere", "--split", "tset"], ["--split", "tset", "val", "test"]),
+        (["export", "nowhere", "--format", "onxn"], ["--format", "onxn", "onnx"]),
+        (["evaluate"], ["PATH"]),
+        (["predict", "nowhere"], ["IMAGES"]),
         (["list", "methods", "dlm"], ["'dlm'", "did you mean 'dml'"]),
         (["evaluate", "nowhere"], ["nowhere"]),
     ],

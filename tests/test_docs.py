@@ -60,7 +60,7 @@ def shortened(words: list[str], flags: list[str]) -> list[str]:
         return words
     replaced = dict(flag.split("=") for flag in flags if "=" in flag)
     found = [replaced.get(before, word) for before, word in zip(["", *words], words, strict=False)]
-    return found + [flag for flag in flags if "=" not in flag]
+    return found + [flag for flag in flags if "=" not in flag and flag not in words]
 
 
 def blocks(page: Path) -> list[Block]:

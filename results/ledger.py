@@ -146,10 +146,11 @@ def summary(found: list[dict[str, Any]]) -> str:
     methods = [each for each in found if not each["row"].startswith("plain")]
     better = [each for each in methods if each["interval"][0] > 0]
     worse = [each for each in methods if each["interval"][1] < 0]
+    ran = len({each["study"] for each in found})
     text = (
-        f"In {len({each['study'] for each in found})} studies here, {len(methods)} rows were compared with plain: "
+        f"Studies run so far: {ran} ([what we learnt](docs/learnt.md)). {len(methods)} rows were compared with plain: "
         f"{len(better)} better, {len(worse)} worse, {len(methods) - len(better) - len(worse)} with no difference shown "
-        "(intervals over seeds, corrected for the number of rows).\n"
+        "(intervals over seeds, corrected for the number of rows). Better were:\n\n"
     )
     return text + "".join(f"- {sentence(each)}\n" for each in better)
 

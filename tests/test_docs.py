@@ -167,7 +167,7 @@ def test_the_examples_of_help_run(here: Path, zoo: None, monkeypatch: pytest.Mon
     assert main(["compare", *short]) == 0
     for example in EXAMPLES:
         words = shortened(shlex.split(example, comments=True), SHORT)
-        if words[0] == "train" and "--resume" not in words:
+        if words[0] == "train" and "runs/first" in words and "--resume" not in words:
             shutil.rmtree(here / "runs" / "first", ignore_errors=True)
         if words[0] == "compare" and "--seeds" not in words:
             words += ["--seeds", "2"]

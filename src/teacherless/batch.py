@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from teacherless.errors import InputError
+from teacherless.errors import InputError, short
 
 Input = Any  # a tensor [B, ...], a tuple of them, or a dict of them
 LABELS = ("labels", "label", "y", "target", "targets")
@@ -163,6 +163,16 @@ def check_samples(batch: Batch, number: int, classes: int | None = None) -> None
         if bad:
             legal = f"0 to {classes - 1}" if classes else "0 or more"
             raise InputError(f"{where} {bad[0]}: found class {int(labels[bad[0]])}; must be {legal}")
+
+
+def as_weights(given: Sequence[float] | Tensor | None, default: Tensor | None) -> Tensor | None:
+    """Weights of classes `[C]`; the default where none are given. Raises: InputError for what are none."""
+    if given is None:
+        return default
+    found = torch.as_tensor(given, dtype=torch.float32)
+    if found.dim() != 1 or not bool((found.isfinite() & (found >= 0)).all()) or not bool(found.any()):
+        raise InputError(f"class_weights: found {short(given)}; must be a number for each class, 0 or more")
+    return found
 
 
 def weighted(labels: Tensor, weights: Tensor) -> Tensor:

@@ -98,9 +98,9 @@ class Method(nn.Module):
             *given, progress = given  # type: ignore[assignment]
         batch = as_batch(given[0] if len(given) == 1 else tuple(given))
         self._check(batch, progress)
-        if self.class_weights is not None:
-            batch = batch._replace(labels=weighted(batch.labels, self.class_weights))
         try:
+            if self.class_weights is not None:
+                batch = batch._replace(labels=weighted(batch.labels, self.class_weights))
             output: Output = super().__call__(batch, Progress() if progress is None else progress)
         except (RuntimeError, TypeError, ValueError) as error:
             if reason := network.reason(error, batch):

@@ -121,6 +121,8 @@ def reason(error: Exception, batch: Batch) -> str | None:
     text = str(error)
     if "more than 1 value per channel" in text:
         return "data: found a batch of 1 sample; batch norm needs 2 in training: DataLoader(..., drop_last=True)"
+    if (batch.labels.dim() == 2 and "found shape" in text) or "smaller than num_classes" in text:
+        return "data: labels or class_weights are of another number of classes than a network has outputs"
     if "out of bounds" in text and batch.labels.dim() == 1:
         return f"data: found class {int(batch.labels.max())}, for which a network has no output"
     return next(filter(None, (_misread(error, x) for x in batch.inputs)), None)

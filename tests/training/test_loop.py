@@ -165,6 +165,31 @@ def test_clipping_is_per_student() -> None:
         assert float(method.b.detach().norm()) == pytest.approx(min(1, 0.1 * 3**0.5) if scale < 1 else 1, rel=1e-4)
 
 
+def test_class_weights(tmp_path: Path) -> None:
+    """As in a loop by hand; of this call alone; a run keeps its own."""
+    weights = [1.0, 2.0, 0.0, 1.0, 0.5]
+    method, other = tl.Plain(tiny(0)), tl.Plain(tiny(0))
+    tl.train(method, pairs(), epochs=1, quiet=True, class_weights=weights, out=tmp_path / "run")
+    assert method.class_weights is None
+    other.class_weights = torch.tensor(weights)
+    tl.train(other, pairs(), epochs=1, quiet=True)
+    plain = tl.train(tl.Plain(tiny(0)), pairs(), epochs=1, quiet=True).method
+    mine, theirs, without = (list(each.state_dict().values()) for each in (method, other, plain))
+    assert all(map(torch.equal, mine, theirs)) and not all(map(torch.equal, mine, without))
+    again = {"epochs": 2, "quiet": True, "out": tmp_path / "run", "resume_anyway": True}
+    with pytest.raises(tl.InputError, match="weight of each class is not the same"):
+        tl.train(tl.Plain(tiny(0)), pairs(), **again)
+    tl.train(tl.Plain(tiny(0)), pairs(), **again, class_weights=weights)
+    for wrong, said in (
+        ([1.0, 2.0], "another number of classes"),
+        ([1.0] * 7, "another number of classes"),
+        ([-1.0] * 5, "0 or more"),
+        ([[1.0]], "each class"),
+    ):
+        with pytest.raises(tl.InputError, match=said):
+            tl.train(tl.Plain(tiny(0)), pairs(), epochs=1, quiet=True, class_weights=wrong)  # type: ignore[arg-type]
+
+
 def test_smoothing_reaches_every_method() -> None:
     data = pairs(1)
     hard = tl.train(tl.Plain(tiny(0)), data, epochs=1, quiet=True)

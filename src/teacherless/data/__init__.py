@@ -1,5 +1,6 @@
 """Data: where samples come from, what is done to them, and how they become batches."""
 
+from teacherless.batch import as_weights as as_weights
 from teacherless.data.augment.distort import Augment as Augment
 from teacherless.data.folder import survey as survey
 from teacherless.data.loader import Loader as Loader

@@ -56,6 +56,7 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], anyway: bool) -> 
         ("data", before["data"].get("fingerprint"), now["data"].get("fingerprint")),
         ("teacher", before.get("teacher"), now.get("teacher")),
         ("start of --init", before.get("init", now.get("init")), now.get("init")),  # runs from before have none
+        ("weight of each class", before.get("class_weights", now.get("class_weights")), now.get("class_weights")),
         ("engine", before["engine"], now["engine"]),
     ):
         if old != new:

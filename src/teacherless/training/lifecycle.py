@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import teacherless
-from teacherless.data import as_loader
+from teacherless.data import as_loader, as_weights
 from teacherless.errors import Diverged, InputError, Stopped, first_line, python_names
 from teacherless.files import disk, schemas
 from teacherless.method import Method, Wants
@@ -67,6 +67,7 @@ def train(
     resume: bool = False,
     resume_anyway: bool = False,
     per_student: dict[str, dict[str, float]] | None = None,
+    class_weights: Sequence[float] | Tensor | None = None,
     on_epoch: Callable[[Line], bool | None] | None = None,
     quiet: bool = False,
     **settings: Unpack[SettingsDict],
@@ -82,6 +83,7 @@ def train(
         resume: go on with what `out` holds, to the same bits; the data must come in the same order again.
         resume_anyway: go on with more epochs or steps than the run was started with.
         per_student: optimizer settings of single students, `{"peer1": {"lr": 0.05}}`.
+        class_weights: `[C]`, of each class in every cross-entropy with labels; 1 where classes count as they come.
         on_epoch: called with every epoch's line, as in metrics.jsonl; True ends the training.
         quiet: print nothing.
         settings: the fields of `teacherless.training.settings.Settings`: epochs, lr, opt, sched, seed, select, …
@@ -101,8 +103,8 @@ def train(
             None if each is None else as_loader(each, wants, device, dtype=dtype, train=each is train_data)
             for each, wants in pairs
         ]
-        smoothing = method.smoothing
-        method.smoothing = chosen.smoothing or smoothing
+        before = method.smoothing, method.class_weights
+        method.smoothing, method.class_weights = chosen.smoothing or before[0], as_weights(class_weights, before[1])
         try:
             where = Path(out) if out else None
             ranks.check(method, chosen, [getattr(each, "labels", torch.empty(0)).tolist() for each in data])
@@ -112,7 +114,7 @@ def train(
             training.on_epoch = None if ranks.rank else on_epoch
             return to_the_end(training, data[2], resume=resume or resume_anyway, anyway=resume_anyway)
         finally:
-            method.smoothing = smoothing
+            method.smoothing, method.class_weights = before
 
 
 def to_the_end(
@@ -181,10 +183,10 @@ def _run_json(training: Training, about: About) -> dict[str, Any]:
     teacher = getattr(training.method, "teacher", None)
     versions = {"teacherless": teacherless.__version__, "torch": torch.__version__, "python": platform.python_version()}
     machine = {"device": str(training.device), "threads": torch.get_num_threads(), **training.engine.about()}
-    weights = {"teacher": state_hash(teacher.net) if isinstance(teacher, Frozen) else None, "init": about.init}
+    weights: Any = {"teacher": state_hash(teacher.net) if isinstance(teacher, Frozen) else None, "init": about.init}
+    weights["class_weights"] = None if (each := training.method.class_weights) is None else each.tolist()
     settings = {"epochs": training.all_epochs, "settings": training.settings.model_dump(mode="json")}
-    ranks = training.ranks.about()
-    data = {"data": about.data, "ranks": ranks}
+    data = {"data": about.data, "ranks": training.ranks.about()}
     return {"versions": versions, "commit": _commit(), **machine, **data, **weights, **settings}
 
 

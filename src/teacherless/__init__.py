@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from teacherless.models.files import save_student as save_student
     from teacherless.models.foreign.wrapper import adapt as adapt
     from teacherless.runs.estimator import PeerClassifier as PeerClassifier
+    from teacherless.runs.with_loss import WithLoss as WithLoss
     from teacherless.training.lifecycle import train as train
 
 __version__ = "0.1.0"
@@ -78,6 +79,7 @@ _HOME = {
     "models.files": ["load_student", "save_student"],
     "runs.estimator": ["PeerClassifier"],
     "training.lifecycle": ["train"],
+    "runs.with_loss": ["WithLoss"],
 }
 _NAMES = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_NAMES)

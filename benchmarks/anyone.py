@@ -1,7 +1,7 @@
 """Anyone's networks and anyone's loops, by every method: writes docs/anyone.md.
 
     pip install timm torchvision transformers lightning accelerate fastai skorch keras
-    python benchmarks/anyone.py [networks|loops]...
+    python benchmarks/anyone.py [loops|networks|twenty]...
 
 A cell is a real training: the method's steps over four epochs of a few samples, all phases and turns. "yes": every
 parameter has had a gradient, and nothing is infinite. A number: the one line that is said instead.
@@ -31,6 +31,13 @@ METHODS = [*tl.METHODS, "dml in turn"]
 
 TIMM = ["resnet10t", "mobilenetv3_small_050", "convnext_atto", "regnetx_002", "test_vit", "test_efficientnet",
         "swin_tiny_patch4_window7_224", "xcit_nano_12_p16_224"]  # fmt: skip
+TWENTY = [
+    "resnet18", "mobilenetv2_050", "mobilenetv4_conv_small_035", "tinynet_e", "lcnet_035", "ghostnet_050",
+    "regnety_002", "convnextv2_atto", "edgenext_xx_small", "densenet121", "dla46_c", "hrnet_w18_small",
+    "mobilevit_xxs", "fastvit_t8",
+    "poolformer_s12", "levit_128s", "vit_tiny_patch16_224", "mnasnet_small", "semnasnet_050", "starnet_s1",
+]  # fmt: skip
+SHORT = ["plain", "dml", "one", "ddgsd"]
 TORCHVISION = ["googlenet", "shufflenet_v2_x0_5", "squeezenet1_1"]
 TRANSFORMERS = ["bert", "distilbert", "vit", "resnet", "convnext", "wav2vec2"]
 
@@ -52,7 +59,8 @@ def timm(name: str) -> tuple[Callable[[], nn.Module], Callable[[], Any]]:
 
     smaller = {"img_size": 64, "window_size": 4, "embed_dim": 24, "depths": (1, 1, 2, 1)} if "swin" in name else {}
     smaller |= {"depth": 4} if "xcit" in name else {}
-    side = zoo.get_pretrained_cfg(name).input_size[-1] if name == "test_vit" else 64
+    known = zoo.get_pretrained_cfg(name)
+    side = known.input_size[-1] if known.fixed_input_size and not smaller else 64
     return lambda: zoo.create_model(name, num_classes=CLASSES, **smaller), lambda: torch.randn(4, 3, side, side)
 
 
@@ -130,15 +138,15 @@ def verdict(method: tl.Method, learned: set[str]) -> str:
     return "yes" if not still else f"no gradient: {len(still)} of {len(now)} parameters, first {still[0]}"
 
 
-def train_networks(name: str, make: Callable[[], nn.Module], give: Callable[[], Any]) -> str:
+def train_networks(name: str, make: Callable[[], nn.Module], give: Callable[[], Any], epochs: int = EPOCHS) -> str:
     try:
         torch.manual_seed(0)
         method = build(name, make, give())
         method.train()
         learned = watch(method)
         optimizer = torch.optim.SGD(trainable(method).values(), lr=0.001)
-        progress, labels = tl.progress(epochs=EPOCHS), torch.arange(4) % CLASSES
-        for _ in range(EPOCHS):
+        progress, labels = tl.progress(epochs=epochs), torch.arange(4) % CLASSES
+        for _ in range(epochs):
             views = tuple(give() for _ in range(method.wants.views + method.wants.classmate))
             for out in method.steps(tl.Batch(views, labels, torch.arange(4)), progress):
                 optimizer.zero_grad()
@@ -357,10 +365,10 @@ def train_in(loop: Callable[[tl.Method, Dataset[Any]], None], name: str) -> str:
 # The page -------------------------------------------------------------------------------------------------------------
 
 
-def table(title: str, rows: Iterable[tuple[str, list[str]]]) -> str:
+def table(title: str, rows: Iterable[tuple[str, list[str]]], methods: list[str] = METHODS) -> str:
     """Markdown; what is no "yes" is a number, said below."""
     said: list[str] = []
-    lines = [f"| {title} | " + " | ".join(METHODS) + " |", "|---|" + ":-:|" * len(METHODS)]
+    lines = [f"| {title} | " + " | ".join(methods) + " |", "|---|" + ":-:|" * len(methods)]
     for row, cells in rows:
         for cell in cells:
             if cell != "yes" and cell not in said:
@@ -387,15 +395,21 @@ def networks() -> str:
     return table("network", rows())
 
 
+def twenty() -> str:
+    rows = ((name, [train_networks(method, *timm(name), epochs=2) for method in SHORT]) for name in TWENTY)
+    return table("timm", rows, SHORT)
+
+
 def loops() -> str:
     return table("loop", ((name, [train_in(loop, method) for method in METHODS]) for name, loop in LOOPS.items()))
 
 
 def main() -> None:
     silence()
-    wanted = sys.argv[1:] or ["loops", "networks"]
+    wanted = sys.argv[1:] or ["loops", "networks", "twenty"]
     packages = ("torch", "timm", "torchvision", "transformers", "lightning", "accelerate", "fastai", "skorch", "keras")
-    parts = {"loops": ("Anyone's loops", loops), "networks": ("Anyone's networks", networks)}
+    parts = {"loops": ("Anyone's loops", loops), "networks": ("Anyone's networks", networks),
+             "twenty": ("Twenty more of timm, two steps each", twenty)}  # fmt: skip
     found = "\n\n".join(f"## {parts[part][0]}\n\n{parts[part][1]()}" for part in wanted)
     PAGE.write_text(
         "# Anyone's networks, anyone's loops\n\n"

@@ -89,12 +89,14 @@ def bottleneck(
     return Residual(nn.Sequential(*body), _shortcut(inputs, outputs, stride, shortcut))
 
 
-def resnet_cifar(*, num_classes: int, in_channels: int, depth: int, shortcut: Shortcut = "B") -> Staged:
-    """Depth 6n + 2: three stages of n basic blocks, 16, 32 and 64 channels (He et al. 2016, section 4.2).
+def resnet_cifar(
+    *, num_classes: int, in_channels: int, depth: int, shortcut: Shortcut = "B", width: int = 16
+) -> Staged:
+    """Depth 6n + 2: three stages of n basic blocks, width·(1, 2, 4) channels (He et al. 2016, section 4.2).
 
     `[B, in_channels, H, W] -> [B, num_classes]`; total stride 4.
     """
-    return _cifar(partial(basic, shortcut=shortcut), [16, 32, 64], depth, in_channels, num_classes)
+    return _cifar(partial(basic, shortcut=shortcut), [width, 2 * width, 4 * width], depth, in_channels, num_classes)
 
 
 def se_resnet_cifar(*, num_classes: int, in_channels: int, depth: int, shortcut: Shortcut = "B") -> Staged:

@@ -23,6 +23,7 @@ from teacherless.models.foreign import by_name
 from teacherless.runs import shrink
 from teacherless.runs.config import Run, Spec, literal, parse_student, specs
 from teacherless.runs.stored import shipped
+from teacherless.runs.widths import split
 
 
 def load_source(run: Run, *, quiet: bool = False) -> Source:
@@ -85,7 +86,9 @@ def build_method(run: Run, source: Source) -> tuple[Method, dict[str, dict[str, 
     """
     kind = METHODS[run.method]
     wanted = specs(run)
-    if kind.cohort and len(wanted) == 1 and run.peers is None:
+    if run.split_into:
+        wanted, _ = split(wanted, run.split_into)
+    elif kind.cohort and len(wanted) == 1 and run.peers is None:
         wanted *= 2  # peers take two
     if len(wanted) > 1 and not kind.cohort:
         raise InputError(f"--student: found {len(wanted)} students; {run.method} trains one")

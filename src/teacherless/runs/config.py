@@ -35,6 +35,9 @@ class Run(Settings):
     peers: int | None = Field(
         None, ge=1, le=MOST, description="copies of the one --student that train together (dml: 2)"
     )
+    split_into: int | None = Field(
+        None, ge=2, le=MOST, description="the one --student as so many peers, which share its FLOPs by their width"
+    )
     pretrained: bool = Field(False, description="start from the weights of timm or torchvision")
     init: Path | None = Field(
         None, description="a run or student folder: start from its weights, read images as it does"
@@ -118,6 +121,8 @@ def specs(run: Run) -> list[Spec]:
     ]
     if run.small:
         each = [spec._replace(**shrink.student(spec.name, spec.arguments)) for spec in each]
+    if run.split_into and (run.peers or len(each) > 1):
+        raise InputError(f"--split-into: found {run.split_into}; it makes peers of one --student, without --peers")
     if run.peers is None or run.peers == len(each):
         return each
     if len(each) > 1:

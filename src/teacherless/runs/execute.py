@@ -12,7 +12,8 @@ import torch
 from teacherless.data import Loader, Source
 from teacherless.method import Wants
 from teacherless.runs.build import build_method, init_hash, load_source
-from teacherless.runs.config import Run, new_folder
+from teacherless.runs.config import Run, new_folder, specs
+from teacherless.runs.widths import split
 from teacherless.training.distributed import opened
 from teacherless.training.lifecycle import About, Result, to_the_end
 from teacherless.training.loop import Training
@@ -37,6 +38,8 @@ def execute(
             source = load_source(run, quiet=quiet)
             if not quiet:
                 print(source, flush=True)
+                if run.split_into:
+                    print(split(specs(run), run.split_into)[1], flush=True)
             about = About(describe(source), inputs(source), init_hash(run), search_of(source, run.workers))
             method, per_student = build_method(run, source)
             train, val, test = loaders(run, source, method.wants, pick_device(run.device), quiet=quiet)

@@ -76,7 +76,14 @@ class Plan:
 def plain_of(run: Run) -> Run:
     """Plain training of a run's first student."""
     first = re.sub(r"\*\d+", "", run.student[0])
-    change: dict[str, Any] = {"student": (first,), "peers": None, "set": {}, "teacher": None, "engine": "auto"}
+    change: dict[str, Any] = {
+        "student": (first,),
+        "peers": None,
+        "split_into": None,
+        "set": {},
+        "teacher": None,
+        "engine": "auto",
+    }
     return run.model_copy(update={"method": "plain", **change})
 
 

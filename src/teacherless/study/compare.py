@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import joblib
-import torch
 
 from teacherless import models
 from teacherless.errors import InputError, unknown
-from teacherless.evaluation.metrics import flops
 from teacherless.files import disk, schemas
 from teacherless.methods import METHODS
 from teacherless.runs.build import load_source, method_options
 from teacherless.runs.config import Run, parse_student, specs
+from teacherless.runs.widths import scaled
 from teacherless.study import churn, outcome, report
 from teacherless.study.cells import Cell, run_cells
 from teacherless.study.outcome import Table
@@ -155,8 +154,8 @@ def _settings(template: Run, method: str, options: dict[str, Any]) -> Run:
         change["engine"] = "loop"  # a cell has one core
     if not kind.cohort:
         head, *rest = template.student[0].split(",")
-        change["student"] = (",".join([head.partition("*")[0], *rest]),)
-    elif len(students) == 1:
+        change |= {"student": (",".join([head.partition("*")[0], *rest]),), "split_into": None}
+    elif len(students) == 1 and not template.split_into:
         change["peers"] = template.peers or 2
     reads = kind.teacher_use == "required" or (kind.teacher_use == "optional" and options.get("mode") == "self")
     change["teacher"] = template.teacher if reads else None
@@ -206,17 +205,6 @@ def _equal_compute(plain: Run, costs: dict[str, float], seeds: range, out: Path)
 def _wider(spec: str, cost: float) -> str | None:
     """The student with the width whose forward costs nearest to `cost` times its own; None if it has no width."""
     parsed = parse_student(spec)
-    if "width" not in models.options(parsed.name):
-        return None
-    default = models.options(parsed.name)["width"].default
-    base = parsed.arguments.get("width", default)
-
-    def price(width: int) -> int:
-        arguments = {**parsed.arguments, "width": width}
-        net = models.create(parsed.name, num_classes=10, in_channels=3, seed=0, **arguments)
-        return flops(net, torch.zeros(1, 3, 32, 32))
-
-    aim = cost * price(base)
-    width = min(range(base, 4 * base + 1), key=lambda w: abs(price(w) - aim))
+    found = scaled(parsed, cost)
     rest = [part for part in spec.split(",")[1:] if not part.startswith("width=")]
-    return ",".join([parsed.name, *rest, f"width={width}"])
+    return found and ",".join([parsed.name, *rest, f"width={found[0].arguments['width']}"])

@@ -160,7 +160,7 @@ def test_the_blocks_of_a_page_run(page: Path, here: Path) -> None:
 @pytest.mark.slow
 def test_the_examples_of_help_run(here: Path, zoo: None, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setattr(webbrowser, "open", lambda page: opened.append(page) is None)
     for seed, out in enumerate(("first", "second")):
         assert (
             main(["train", "dml", "--data", "photos", "--small", "--out", f"runs/{out}", "--seed", f"{seed + 5}"]) == 0

@@ -299,7 +299,8 @@ def suites(file: str) -> list[list[str]]:
     if file in (TARGETS, TOPOLOGY):
         return [["tests/methods/test_targets.py"], ["tests/methods/test_dml.py", "tests/methods/test_dml_full.py"]]
     if file in (METHOD, PARTS):
-        return [["tests/methods/test_kd.py", "tests/methods/test_dml.py", "tests/methods/test_one.py"], [matrix]]
+        quick = [f"tests/methods/test_{name}.py" for name in ("kd", "dml", "one", "mean_teacher")]
+        return [quick, [matrix]]
     stem = Path(file).stem
     own = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "methods").glob(f"test_{stem}*.py"))
     return [*([own] if own else []), [matrix, "-k", f"[{stem.replace('_', '-')}]"]]

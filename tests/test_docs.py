@@ -157,7 +157,7 @@ def test_the_blocks_of_a_page_run(page: Path, here: Path) -> None:
                 assert main(words) == 0, words
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_examples_of_help_run(here: Path, zoo: None, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     monkeypatch.setattr(webbrowser, "open", lambda page: opened.append(page) is None)

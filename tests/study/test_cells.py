@@ -136,7 +136,7 @@ def test_two_commands_over_one_folder_share_the_cells(one_at_a_time: Path, tmp_p
 @pytest.mark.slow
 def test_a_cluster_loses_a_worker_and_the_table_is_the_same_to_the_bit(tmp_path: Path) -> None:
     """Twelve cells on dask, two workers in processes of their own, one killed in the middle."""
-    pytest.importorskip("distributed", reason="dask's distributed is not installed (extra cluster)")
+    pytest.importorskip("distributed.cli", reason="dask's distributed is not installed (extra cluster)")
     settings = [*ARGS[:-1], "6", "--epochs", "12"]
     assert main([*settings, "--jobs", "1", "--out", str(tmp_path / "one")]) == 0
     serve = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard"]

@@ -70,7 +70,7 @@ FAST = {"dml", "ps-kd", "ddgsd", "fitnets"}  # what is of a whole batch, and wha
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in METHODS if name not in DRAWS],
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.exhaustive) for name in METHODS if name not in DRAWS],
 )
 def test_parts_of_a_batch_are_the_batch(name: str) -> None:
     alone = plainly(name, 16)
@@ -120,9 +120,14 @@ def test_resume_is_the_same_bits_on_the_same_mesh(ranks: int, parallel: str, bat
     resumed(ranks, parallel, batch, tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("ranks", "parallel", "batch"), [(2, "data", 8), (3, "data", 8), (4, "data", 8), (4, "4x1", 16)]
+    ("ranks", "parallel", "batch"),
+    [
+        pytest.param(3, "data", 8, marks=pytest.mark.slow),  # DDP's own way breaks from three ranks up
+        pytest.param(2, "data", 8, marks=pytest.mark.exhaustive),
+        pytest.param(4, "data", 8, marks=pytest.mark.exhaustive),
+        pytest.param(4, "4x1", 16, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_resume_is_the_same_bits_on_larger_meshes(ranks: int, parallel: str, batch: int, tmp_path: Path) -> None:
     resumed(ranks, parallel, batch, tmp_path)

@@ -26,6 +26,13 @@ from teacherless.training import checkpoint, step
 from teacherless.training.engines.graph import Graph
 
 CASES = [*((name, "loop") for name in METHODS), ("dml", "threads"), ("dml", "graph"), ("plain", "graph")]
+SAMPLE = [
+    ("dml", "loop"),
+    ("ps-kd", "loop"),
+    ("fitnets", "loop"),
+    ("dml", "threads"),
+    ("dml", "graph"),
+]  # of `make slow`
 EACH = math.ceil(int(os.environ.get("TEACHERLESS_CRASHES", "0")) / len(CASES)) or 1
 HOW: dict[str, Any] = {"epochs": 2, "checkpoint_every": "1s"}  # it saves half of the time
 
@@ -60,8 +67,10 @@ def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "engine"), CASES)
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [pytest.param(*case, marks=pytest.mark.slow if case in SAMPLE else pytest.mark.exhaustive) for case in CASES],
+)
 def test_killed_anywhere(name: str, engine: str, tmp_path: Path) -> None:
     straight, draw = tmp_path / "straight", random.Random(f"{name} {engine}")
     began = time.monotonic()

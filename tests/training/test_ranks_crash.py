@@ -57,7 +57,7 @@ def rank(parent: int, number: int) -> int:
     raise AssertionError("no such rank")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_a_rank_that_is_killed_is_started_again_and_nothing_is_lost(tmp_path: Path) -> None:
     straight = start(tmp_path / "straight")

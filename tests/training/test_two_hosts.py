@@ -56,7 +56,7 @@ def start(host: str, out: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(["ip", "netns", "exec", host, *command], env=env, stdout=file, stderr=file)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("link")
 def test_a_cut_link_is_an_error_in_time_and_leaves_a_good_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "run"

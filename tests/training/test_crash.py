@@ -78,7 +78,7 @@ def straight(engine: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return out, first, time.monotonic() - began
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_anywhere_resumes_to_the_same_bits(
     engine: str, straight: tuple[Path, float, float], tmp_path: Path
 ) -> None:

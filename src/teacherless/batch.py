@@ -169,10 +169,10 @@ def as_weights(given: Sequence[float] | Tensor | None, default: Tensor | None) -
     """Weights of classes `[C]`; the default where none are given. Raises: InputError for what are none."""
     if given is None:
         return default
-    found = torch.as_tensor(given, dtype=torch.float32)
-    if found.dim() != 1 or not bool((found.isfinite() & (found >= 0)).all()) or not bool(found.any()):
+    weights = torch.as_tensor(given, dtype=torch.float32)
+    if weights.dim() != 1 or not bool((weights.isfinite() & (weights >= 0)).all()) or not bool(weights.any()):
         raise InputError(f"class_weights: found {short(given)}; must be a number for each class, 0 or more")
-    return found
+    return weights
 
 
 def weighted(labels: Tensor, weights: Tensor) -> Tensor:

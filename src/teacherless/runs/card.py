@@ -105,10 +105,10 @@ def _compared(folder: Path) -> str | None:
     row = folder.resolve().name.rpartition("-s")[0]
     if table is None or row not in table["methods"]:
         return None
-    found = table["methods"][row]
-    numbers = found["student"]
+    compared = table["methods"][row]
+    numbers = compared["student"]
     spread = "" if numbers.get("std") is None else f" ± {numbers['std']:.2f}"
-    verdict = f" {found['verdict']}; {table['caveat']}." if found["verdict"] else ""
+    verdict = f" {compared['verdict']}; {table['caveat']}." if compared["verdict"] else ""
     return f"One network of this kind, over {numbers['seeds']} seeds: {numbers['mean']:.2f}{spread} on test.{verdict}"
 
 

@@ -111,14 +111,14 @@ class PeerClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         device = next(self.network_.parameters(), x).device
         with evaluating([self.network_]):
             logits = [call(self.network_, part.to(device)) for part in torch.split(x, PREDICTED_AT_ONCE)]
-        found: np.ndarray[Any, Any] = log_probs(torch.cat(logits).double()).exp().cpu().numpy()
-        return found
+        probabilities: np.ndarray[Any, Any] = log_probs(torch.cat(logits).double()).exp().cpu().numpy()
+        return probabilities
 
     def predict(self, X: Any) -> np.ndarray[Any, Any]:
         """The most probable class of each sample `[N]`."""
         best = self.predict_proba(X).argmax(1)
-        found: np.ndarray[Any, Any] = self.classes_[best]
-        return found
+        classes: np.ndarray[Any, Any] = self.classes_[best]
+        return classes
 
 
 class Scale(nn.Module):

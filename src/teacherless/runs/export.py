@@ -142,8 +142,8 @@ def export(
             "images": "uint8 [B, H, W, C]" if stats else "float32 [B, C, H, W]"}}  # fmt: skip
         disk.write_json(part / CONFIG, about)
         disk.write(part / card.NAME, card.text(folder, name, about))
-        found, ms = _reread(part, format, images, sizes, Path(work), "net.net." if isinstance(net, Foreign) else "net.")
-        difference, agree = _compared(expected, found, format, half)
+        again, ms = _reread(part, format, images, sizes, Path(work), "net.net." if isinstance(net, Foreign) else "net.")
+        difference, agree = _compared(expected, again, format, half)
         size = (part / FILES[format]).stat().st_size
     return Exported(out / FILES[format], name, size, len(images), difference, agree, ms)
 
@@ -177,9 +177,9 @@ def _with_helpers(folder: Path, trust_imports: bool) -> nn.Module:
     settings = schemas.stored(folder)
     assert settings is not None
     run = read(Run, {**as_given(settings["settings"]), "trust_imports": trust_imports}, where=f"{folder}: ")
-    found = execute(run, folder, resume=True, quiet=True).method.ensemble()
-    assert found is not None
-    return found.cpu()
+    ensemble = execute(run, folder, resume=True, quiet=True).method.ensemble()
+    assert ensemble is not None
+    return ensemble.cpu()
 
 
 def _real_images(
@@ -257,11 +257,11 @@ def _reread(
 
 
 def _compared(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], format: str, half: bool
+    expected: Mapping[str, Tensor], again: Mapping[str, Tensor], format: str, half: bool
 ) -> tuple[float, float]:
     """The largest difference, and the share of images with the same class. Raises: InputError if it is too much."""
-    difference = max(float((found[size] - logits).abs().max()) for size, logits in expected.items())
-    agree = min(float((found[size].argmax(1) == z.argmax(1)).double().mean()) for size, z in expected.items())
+    difference = max(float((again[size] - logits).abs().max()) for size, logits in expected.items())
+    agree = min(float((again[size].argmax(1) == z.argmax(1)).double().mean()) for size, z in expected.items())
     largest = max(float(logits.abs().max()) for logits in expected.values())
     allowed = max(CLOSE, CLOSE_SHARE * largest) if format == "onnx" else 0.0
     if not (agree >= SAME_CLASS if half else difference <= allowed and agree == 1):

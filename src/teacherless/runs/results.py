@@ -128,12 +128,12 @@ def mistakes_of(logits: Tensor, labels: Tensor, rows: Tensor, split: Split, sour
     guess, sure = predicted(logits), log_probs(logits).amax(1)
     wrong = ((guess != labels) & (guess >= 0)).nonzero().flatten()
     wrong = wrong[sure[wrong].argsort(descending=True, stable=True)][:MISTAKES]
-    found = []
+    mistakes = []
     for i, place in zip(wrong.tolist(), rows[wrong.cpu()].tolist(), strict=True):
         file = split.name(place) if isinstance(split, Files) else None
         names = source.classes[int(labels[i])], source.classes[int(guess[i])]
-        found.append(Mistake(place, file, *names, math.exp(sure[i])))
-    return found
+        mistakes.append(Mistake(place, file, *names, math.exp(sure[i])))
+    return mistakes
 
 
 def write_mistakes(source: Source, done: Result) -> None:
@@ -150,9 +150,9 @@ def write_mistakes(source: Source, done: Result) -> None:
     rows: list[Tensor] = []
     logits, labels = predict({name: net}, noting(loader.epoch(0), rows))
     places = some[torch.cat(rows)]
-    found = mistakes_of(logits[name].cpu(), labels.cpu(), places, source.val, source)[:SHOWN]
-    pixels = source.val.sample(torch.tensor([each.row for each in found], dtype=torch.long))
-    images = [{**each._asdict(), "png": _png(image)} for each, image in zip(found, pixels, strict=True)]
+    mistakes = mistakes_of(logits[name].cpu(), labels.cpu(), places, source.val, source)[:SHOWN]
+    pixels = source.val.sample(torch.tensor([each.row for each in mistakes], dtype=torch.long))
+    images = [{**each._asdict(), "png": _png(image)} for each, image in zip(mistakes, pixels, strict=True)]
     disk.write_json(done.out / MISTAKES_FILE, {"student": name, "images": images})
 
 

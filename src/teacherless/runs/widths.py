@@ -42,10 +42,10 @@ def split(students: Sequence[Spec], into: int) -> tuple[list[Spec], str]:
     Raises: InputError for a network that has no width.
     """
     (whole,) = students
-    found = scaled(whole, 1 / into)
-    if found is None:
+    narrower = scaled(whole, 1 / into)
+    if narrower is None:
         known = ", ".join(name for name in models.MODELS if "width" in models.options(name))
         raise InputError(f"--split-into: {whole.name} has no width; those that have one: {known}")
-    each, share = found
+    each, share = narrower
     width = each.arguments["width"]
     return [each] * into, f"{whole.name} split into {into} of width {width}, each {share:.1%} of its FLOPs"

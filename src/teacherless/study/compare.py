@@ -205,6 +205,6 @@ def _equal_compute(plain: Run, costs: dict[str, float], seeds: range, out: Path)
 def _wider(spec: str, cost: float) -> str | None:
     """The student with the width whose forward costs nearest to `cost` times its own; None if it has no width."""
     parsed = parse_student(spec)
-    found = scaled(parsed, cost)
+    wider = scaled(parsed, cost)
     rest = [part for part in spec.split(",")[1:] if not part.startswith("width=")]
-    return found and ",".join([parsed.name, *rest, f"width={found[0].arguments['width']}"])
+    return wider and ",".join([parsed.name, *rest, f"width={wider[0].arguments['width']}"])

@@ -85,7 +85,7 @@ def _index(source: Source, shown: Sequence[Finding]) -> str:
         f'<img src="{one.name}.svg" alt="{one.name}">\n'
         for one in shown
     )
-    links = " · ".join(f'<a href="#{found.name}">{found.name}</a>' for found in shown)
+    links = " · ".join(f'<a href="#{one.name}">{one.name}</a>' for one in shown)
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(source.name)}, analysed</title>'
         "<style>body{font:16px sans-serif;max-width:60em;margin:2em auto}img{max-width:100%}</style>\n"

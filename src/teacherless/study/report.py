@@ -338,13 +338,13 @@ def _colours(names: Iterable[str]) -> dict[str, str]:
 
 def _mistakes(folder: Path) -> list[Figure]:
     """What the student to ship gets wrong, as far as the run has written it down."""
-    found = schemas.read(folder / "mistakes.json", schemas.MISTAKES)
+    mistakes = schemas.read(folder / "mistakes.json", schemas.MISTAKES)
     return [
         Figure(
             f"{each['label']}, taken for {each['taken_for']} ({100 * each['confidence']:.0f} %)",
             f"data:image/png;base64,{each['png']}",
         )
-        for each in (found["images"] if found else [])
+        for each in (mistakes["images"] if mistakes else [])
     ]
 
 

@@ -36,8 +36,8 @@ class Told(NamedTuple):
         """`97.50 % on test, 1.2 s`."""
         if "failed" in done:
             return f"failed: {done['failed']}"
-        found = self.number(cell, done)
-        said = f"no {self.split} set" if found is None else f"{found:.2f} % on {self.split}"
+        top1 = self.number(cell, done)
+        said = f"no {self.split} set" if top1 is None else f"{top1:.2f} % on {self.split}"
         return f"{said}, {done['train_seconds']:.1f} s"
 
 
@@ -112,8 +112,8 @@ class Progress:
                 self.running.remove(cell)
                 self._finish(cell, done)
                 number = f"[{len(self.cells) - len(self.unfinished)}/{len(self.cells)}]"
-                found = () if "failed" in done else estimate(self.numbers, cell.row)
-                so_far = f", vs plain so far {' '.join(found)}" if found else ""
+                difference = () if "failed" in done else estimate(self.numbers, cell.row)
+                so_far = f", vs plain so far {' '.join(difference)}" if difference else ""
                 line = f"{self.told.line(cell, done)}{so_far}{self._left()}"
                 self._say(f"{number} {cell.row}, seed {cell.run.seed}: {line}")
 
@@ -147,10 +147,10 @@ class Progress:
         rows = []
         for row, numbers in self.numbers.items():
             runs = "".join(self._state(cell) for cell in self.cells if cell.row == row)
-            found, interval = (*estimate(self.numbers, row), "", "")[:2]
+            difference, interval = (*estimate(self.numbers, row), "", "")[:2]
             mean = f"{fmean(numbers.values()):.2f}" if numbers else ""
             shown = runs.translate(IN_ASCII) if self.console.options.ascii_only else runs
-            rows.append([row, shown, found, interval, mean])
+            rows.append([row, shown, difference, interval, mean])
         columns = ["method", "runs", "vs plain", "95 %, so far", f"{self.told.split} %"]
         if not any(row[2] for row in rows):
             columns, rows = [columns[i] for i in (0, 1, 4)], [[row[i] for i in (0, 1, 4)] for row in rows]
@@ -185,12 +185,12 @@ class Progress:
     def _total(self, cell: Cell) -> int:
         """Its epochs in all, as the first run of its row has written down."""
         if cell.row not in self.totals:
-            found = None
+            stored = None
             with contextlib.suppress(InputError):
-                found = schemas.stored(cell.folder)
-            if found is None:
+                stored = schemas.stored(cell.folder)
+            if stored is None:
                 return cell.run.epochs
-            self.totals[cell.row] = found.get("epochs", cell.run.epochs)
+            self.totals[cell.row] = stored.get("epochs", cell.run.epochs)
         return self.totals[cell.row]
 
 

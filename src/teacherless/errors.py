@@ -1,7 +1,7 @@
 """What a user can get wrong, said in one line.
 
-The library raises `InputError`; the command line prints its text and exits with 2. Anything else that escapes is a bug
-and keeps its traceback.
+The library raises `InputError`; the command line prints its text and exits with its code. Anything else that escapes is
+a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 class InputError(ValueError):
     """Something the user gave cannot be used: the text names it, says what was found and what is legal, in one line."""
 
+    exit_code = 2
+
     def __init__(self, text: str) -> None:
         super().__init__(one_line(text))
 
@@ -28,13 +30,16 @@ ADVICE = "try a lower --lr or --clip-grad 1"  # when training diverged
 
 
 class Diverged(RuntimeError):
-    """Training produced a loss, weights or predictions that are not finite; the command line exits with 4."""
+    """Training produced a loss, weights or predictions that are not finite."""
 
+    exit_code = 4
     folder: Path | None = None  # of the run
 
 
 class Lost(RuntimeError):
-    """Another rank of the run is gone, or did not answer in time; the command line exits with 5."""
+    """Another rank of the run is gone, or did not answer in time."""
+
+    exit_code = 5
 
 
 class Stopped(RuntimeError):
@@ -45,6 +50,7 @@ class Stopped(RuntimeError):
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)
         self.signal = signal
+        self.exit_code = 128 + signal
 
 
 def unknown(kind: str, name: str, legal: Iterable[str]) -> InputError:

@@ -10,7 +10,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,9 +88,6 @@ def train(
     run = merged(method, flags, recipe, stored and stored["settings"])
     from teacherless.runs.execute import execute
     from teacherless.runs.results import write_mistakes
-    from teacherless.training.precision import tune_allocator
-
-    tune_allocator()
     from teacherless.study import report
 
     try:
@@ -103,12 +100,12 @@ def train(
         return 0
     from teacherless.runs import card
 
-    page = report.write_or_say(result.out) if result.out else None
-    if result.out:
-        card.write_all(result.out)
+    assert result.out is not None
+    page = report.write_or_say(result.out)
+    card.write_all(result.out)
     if json:
         show.as_json({**result.summary, "out": result.out})
-    elif result.out:
+    else:
         if recipe:
             from teacherless.runs import recipes
 
@@ -139,9 +136,7 @@ def plan(
     """
     run = merged(method, flags, recipe)
     from teacherless.runs.plan import Plan
-    from teacherless.training.precision import tune_allocator
 
-    tune_allocator()
     show.plan(Plan(run), json)
 
 
@@ -195,20 +190,19 @@ def compare(
     given = getattr(flags, "peers", None) or ""
     sizes = number_range("--peers", given) if ".." in given else ()
     run, names = merge_comparison(methods, dict(flags) | ({"peers": None} if sizes else {}), recipe)
-    if seeds < 1:
-        raise InputError(f"--seeds: found {seeds}; must be at least 1")
     if torchrun.size() > 1:
         raise InputError("compare: its runs are side by side by --jobs; start it without torchrun")
-    if jobs is not None and jobs < 1:
-        raise InputError(f"--jobs: found {jobs}; must be at least 1")
+    for flag, number in (("--seeds", seeds), ("--jobs", jobs)):
+        if number is not None and number < 1:
+            raise InputError(f"{flag}: found {number}; must be at least 1")
     from teacherless.study.cells import on_cluster
     from teacherless.study.compare import compare as run_comparison
 
     folder = out or Path("runs") / f"compare-{Path(run.data).name}"
     folder = folder.resolve() if backend else folder  # its workers are elsewhere
     cluster = on_cluster(*backend) if backend else contextlib.nullcontext()
+    more: dict[str, Any] = {"sizes": sizes, "equal_compute": equal_compute, "sweep": sweep, "jobs": jobs}
     try:
-        more: dict[str, Any] = {"sizes": sizes, "equal_compute": equal_compute, "sweep": sweep, "jobs": jobs}
         with cluster, contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
             table = run_comparison(run, names, seeds, folder, **more)
     except Stopped as stop:
@@ -438,9 +432,8 @@ def install_completion(*, shell: Literal["bash", "zsh", "fish"] | None = None) -
     except Exception as error:
         raise InputError(f"--install-completion: {error}; give --shell bash, zsh or fish") from None
     startup = Path(os.environ.get("ZDOTDIR", Path.home())) / ".zshrc"
-    if path.name.startswith("_") and "compinit" not in startup.read_text(
-        encoding="utf-8"
-    ):  # zsh completes nothing without it
+    # without it zsh completes nothing
+    if path.name.startswith("_") and "compinit" not in startup.read_text(encoding="utf-8"):
         with startup.open("a", encoding="utf-8") as file:
             file.write("autoload -Uz compinit && compinit\n")
     print(f"completion is in {path}; open a new shell")
@@ -451,22 +444,17 @@ DEEPEST = 500  # brackets in a word of a command
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    call: Callable[..., Any] = app
     _prepare_streams()
     for word in sys.argv[1:] if argv is None else argv:
         if "\0" in word or word.count("[") + word.count("{") > DEEPEST:  # cyclopts reads lists as JSON
             return _complain(f"found {short(word)}; a word must be without NUL, and not nested so deeply", 2)
     try:
-        code = call(argv, exit_on_error=False, print_error=False, result_action="return_value")
+        code = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
-    except (InputError, CycloptsError) as error:
+    except CycloptsError as error:
         return _complain(error, 2)
-    except Diverged as error:
-        return _complain(error, 4)
-    except Lost as error:
-        return _complain(error, 5)
-    except Stopped as stop:
-        return _complain(stop, 128 + stop.signal)
+    except (InputError, Diverged, Lost, Stopped) as error:
+        return _complain(error, error.exit_code)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except OSError as error:

@@ -17,6 +17,7 @@ from teacherless.runs.widths import split
 from teacherless.training.distributed import opened
 from teacherless.training.lifecycle import About, Result, to_the_end
 from teacherless.training.loop import Training
+from teacherless.training.precision import tune_allocator
 from teacherless.training.step import pick_device
 from teacherless.training.summary import search_of
 
@@ -32,6 +33,7 @@ def execute(
 ) -> Result:
     """One run of the command line: build, train, write the folder `out`, or a new one; `then`, for the first rank, what
     reads the data once more. Raises: as `train`."""
+    tune_allocator()
     with opened(run) as ranks:
         quiet |= ranks.rank > 0
         with ranks.together():

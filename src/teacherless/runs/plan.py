@@ -19,6 +19,7 @@ from teacherless.method import Batch, Progress
 from teacherless.runs.build import build_method, load_source
 from teacherless.runs.config import Run
 from teacherless.runs.execute import loaders
+from teacherless.training.precision import tune_allocator
 from teacherless.training.step import Engine, body, make_optimizer, pick_device
 
 TIMED = 5  # steps, after one that is not counted
@@ -39,6 +40,7 @@ class Plan:
     """A run that is built and not trained; nothing is written. Raises: InputError as `train`."""
 
     def __init__(self, run: Run) -> None:
+        tune_allocator()
         self.run, self.device, self.source = run, pick_device(run.device), load_source(run)
         self.steps = _Steps(run, self.source, self.device)
         method = self.steps.method

@@ -30,7 +30,6 @@ from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
 from teacherless.study.watch import Progress, Told
 from teacherless.training.engines.threads import one_thread_each
-from teacherless.training.precision import tune_allocator
 from teacherless.training.stop import Signals
 
 
@@ -108,7 +107,6 @@ ONE = threading.Lock()  # runs in one process share the generators
 def run_cell(run: Run, folder: Path) -> None:
     """Run one cell in one thread, or go on with it; a diverged one leaves `failed.json`. Nothing if another process has
     it, or had it."""
-    tune_allocator()
     lock = folder.parent.with_name(".locks") / f"{folder.parent.name}-{folder.name}"
     disk.make_folder(lock.parent)
     with contextlib.suppress(Timeout, Diverged), ONE, FileLock(lock, timeout=0):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -144,7 +145,7 @@ def certainty(groups: Groups, source: Source) -> Iterator[Finding]:
             label: analysis.average([analysis.posterior(z) for s in group for z in which(s).values()])
             for label, group in groups.items()
         }
-        for split, which in (("train", _on_train), ("test", _on_test))
+        for split, which in (("train", attrgetter("on_train")), ("test", attrgetter("on_test")))
     }
     entropy = [_each({k: t["entropy"] for k, t in tables.items()}, "{:.4f}") for tables in table.values()]
     says = f"mean entropy in nats on train: {entropy[0]}; on test: {entropy[1]}"
@@ -353,14 +354,6 @@ KINDS = (learning, certainty, calibration, help_, flat, together, sizes, targets
 # Small things --------------------------------------------------------------------------------------------------------
 
 
-def _on_train(run: AnalysedRun) -> dict[str, Tensor]:
-    return run.on_train
-
-
-def _on_test(run: AnalysedRun) -> dict[str, Tensor]:
-    return run.on_test
-
-
 def _independent(group: Sequence[AnalysedRun]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Logits and features of one network per seed."""
     logits = {f"seed {s.run.seed}": s.on_test[s.first] for s in group}
@@ -372,7 +365,7 @@ def _cohort(kind: str, runs: Sequence[AnalysedRun], ensemble: float | None) -> a
     each = [(s, name) for s in runs for name in (s.nets if len(runs) == 1 else [s.first])]
     unsure = [
         fmean(float(losses.entropy(which(s)[name].double()).mean()) for s, name in each)
-        for which in (_on_test, _on_train)
+        for which in (attrgetter("on_test"), attrgetter("on_train"))
     ]
     top1 = [_headline(s.summary["students"][name]) for s, name in each]
     return analysis.Cohort(kind=kind, top1=top1, ensemble=ensemble, entropy=unsure[0], train_entropy=unsure[1])

@@ -47,6 +47,7 @@ DDGSD, KD, FITNETS, BYOT = "methods/ddgsd.py", "methods/kd.py", "methods/fitnets
 FRSKD, PSKD, TFKD, CSKD = "methods/frskd.py", "methods/ps_kd.py", "methods/tf_kd.py", "methods/cs_kd.py"
 PLAIN, SMOOTHING, SNAPSHOT = "methods/plain.py", "methods/label_smoothing.py", "methods/snapshot.py"
 ZIPF, MEAN = "methods/zipf_ls.py", "methods/mean_teacher.py"
+PCL, OKDDIP = "methods/pcl.py", "methods/okddip.py"
 DLB, RDROP, COSUB = "methods/dlb.py", "methods/r_drop.py", "methods/cosub.py"
 
 MUTANTS = [
@@ -274,6 +275,39 @@ MUTANTS = [
     Mutant("mean teacher: ramp ignored", MEAN, "self.weight * rise * apart", "self.weight * apart"),
     Mutant("mean teacher: weight ignored", MEAN, "self.weight * rise * apart", "rise * apart"),
     Mutant("mean teacher: logits, not probabilities", MEAN, "losses.log_probs(target).exp())", "target)"),
+    Mutant("PCL: everyone sees one distortion", PCL, "zip(nets(self.branched), inputs, strict=True)",
+           "zip(nets(self.branched), inputs[:1] * len(inputs), strict=True)"),
+    Mutant("PCL: averages see another distortion", PCL, "zip(nets(self.averages), batch.inputs, strict=True)",
+           "zip(nets(self.averages), batch.inputs[::-1], strict=True)"),
+    Mutant("PCL: peers are their own averages", PCL, "(nets(self.averages), batch", "(nets(self.branched), batch"),
+    Mutant("PCL: its own average among the others", PCL, "means[:i] + means[i + 1 :]", "means"),
+    Mutant("PCL: the averages stand still", PCL, "if self.training:", "if False:"),
+    Mutant("PCL: evaluation moves them", PCL, "if self.training:", "if True:"),
+    Mutant("PCL: the ensemble learns from the peers", PCL, "together.detach(), self", "together, self"),
+    Mutant("PCL: the ensemble learns no labels", PCL, "losses.ce(together, ", "losses.ce(together.detach(), "),
+    Mutant("PCL: sum over the averages", PCL, "losses.kl(z, theirs, self.temperature).mean()",
+           "losses.kl(z, theirs, self.temperature).mean(1).sum()"),
+    Mutant("PCL: mean over the peers", PCL, "torch.stack(mean).sum()", "torch.stack(mean).mean()"),
+    Mutant("PCL: weights exchanged", PCL, '"distil": self.kl_weight * rise', '"distil": self.mean_weight * rise'),
+    Mutant("PCL: no ramp", PCL, '"mean": self.mean_weight * rise *', '"mean": self.mean_weight *'),
+    Mutant("PCL: the averages learn", PCL, "[*self.branched.parameters(), *", "[*self.parameters(), *"),
+    Mutant("OKDDip: whom is told, not who listens", OKDDIP, ".log_softmax(1)", ".log_softmax(0)"),
+    Mutant("OKDDip: keys are queries", OKDDIP, "full(self.key(read))", "full(self.query(read))"),
+    Mutant("OKDDip: the leader is listened to", OKDDIP, "embedding, _ in looks[1:]", "embedding, _ in looks[:-1]"),
+    Mutant("OKDDip: the leader is a peer", OKDDIP, "each[0], each[1:]", "each[0], each[:-1]"),
+    Mutant("OKDDip: the mean learns from the leader", OKDDIP, "told = peers.detach() if self.constant else peers",
+           "told = peers"),
+    Mutant("OKDDip: attention moves what it reads", OKDDIP, "read.detach() if self.constant else read", "read"),
+    Mutant("OKDDip: never anything but constants", OKDDIP, "told = peers.detach() if self.constant else peers",
+           "told = peers.detach()"),
+    Mutant("OKDDip: sum, not mean, of all peers", OKDDIP, "-math.log(len(told))", "0.0"),
+    Mutant("OKDDip: one mix is the other", OKDDIP, 'if self.mix == "logits":', 'if self.mix != "logits":'),
+    Mutant("OKDDip: the mixture is not softened", OKDDIP, "log_probs(told, self.temperature)", "log_probs(told)"),
+    Mutant("OKDDip: T dropped", OKDDIP, "return self.temperature * (share", "return 1.0 * (share"),
+    Mutant("OKDDip: no ramp", OKDDIP, "self.kl_weight * ramp(progress, self.ramp_epochs, ",
+           "self.kl_weight * ramp(progress, 0, "),
+    Mutant("OKDDip: the leader is in the ensemble", OKDDIP, "Probability(nets(self.branched)[1:])",
+           "Probability(nets(self.branched))"),
     Mutant("moving average: no fast start", PARTS, "((1 + n) / (10 + n)).clamp(max=decay)", "decay + 0 * n"),
     Mutant("BCE: weight ignored", LOSSES, "whole * F.softplus", "F.softplus"),
     #

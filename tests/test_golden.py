@@ -157,6 +157,8 @@ def test_loss_curves_are_as_they_were(case: str) -> None:
         ("cosub", "weight", "soft"),
         ("zipf-ls", "weight", "zipf"),
         ("mean-teacher", "weight", "mean"),
+        ("pcl", "mean_weight", "mean"),
+        ("okddip", "kl_weight", "lead"),
     ],
 )
 def test_a_weight_changed_by_a_hundred_thousandth_is_seen(case: str, weight: str, term: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import mutate
@@ -30,6 +31,15 @@ def test_it_is_exported(name: str) -> None:
 @every_method
 def test_it_is_in_the_readme(name: str) -> None:
     assert re.search(rf"^\| `{name}` \|", README, re.MULTILINE), f"README's table has no row `{name}`"
+
+
+def test_the_readmes_table_is_grouped_and_fits_a_screen() -> None:
+    table = README[README.index("| method | soft target |") :].partition("\n\n")[0].splitlines()[2:]
+    assert table[0].startswith("| **") and len(table) <= 32
+    rows = [row.split("|")[1].strip() for row in table]
+    groups = [row for row in rows if row.startswith("**")]
+    assert sorted(set(rows) - set(groups)) == sorted(f"`{name}`" for name in METHODS)
+    assert len(rows) == len(set(rows)) and not any(a in groups and b in groups for a, b in pairwise(rows))
 
 
 @every_method

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from teacherless.methods.kd import KD as KD
     from teacherless.methods.label_smoothing import LabelSmoothing as LabelSmoothing
     from teacherless.methods.mean_teacher import MeanTeacher as MeanTeacher
+    from teacherless.methods.okddip import OKDDip as OKDDip
     from teacherless.methods.one import ONE as ONE
+    from teacherless.methods.pcl import PCL as PCL
     from teacherless.methods.plain import Plain as Plain
     from teacherless.methods.ps_kd import PSKD as PSKD
     from teacherless.methods.r_drop import RDrop as RDrop
@@ -66,7 +68,9 @@ _HOME = {
         "KD",
         "LabelSmoothing",
         "MeanTeacher",
+        "OKDDip",
         "ONE",
+        "PCL",
         "PSKD",
         "Plain",
         "RDrop",

@@ -28,7 +28,9 @@ from teacherless.methods.byot import BYOT
 from teacherless.methods.ddgsd import DDGSD
 from teacherless.methods.fitnets import FitNets
 from teacherless.methods.frskd import FRSKD
+from teacherless.methods.okddip import OKDDip
 from teacherless.methods.one import ONE
+from teacherless.methods.pcl import PCL
 from teacherless.models.files import load_student, load_weights, save_student
 from teacherless.models.foreign.wrapper import Foreign
 
@@ -193,6 +195,8 @@ METHODS: dict[str, Callable[[nn.Module, nn.Module], tl.Method]] = {
     "byot-released": lambda net, teacher: BYOT(net, **BYOT.variants["released"]),
     "frskd": lambda net, teacher: FRSKD(net),
     "ddgsd": lambda net, teacher: DDGSD(net),
+    "okddip": lambda net, teacher: OKDDip(net, branches=3),
+    "pcl": lambda net, teacher: PCL(net, num_classes=CLASSES, branches=2),
 }
 CASES = [
     *(("timm/resnet18", method) for method in METHODS),
@@ -201,8 +205,10 @@ CASES = [
     ("torchvision/mobilenet_v3_small", "ddgsd"),
     ("vit", "one"),
     ("vit", "ddgsd"),
+    ("vit", "okddip"),
+    ("vit", "pcl"),
     *(("rows", method) for method in METHODS),
-    *(("skips", method) for method in ("one", "fitnets", "frskd")),
+    *(("skips", method) for method in ("one", "fitnets", "frskd", "okddip", "pcl")),
 ]
 
 
@@ -248,6 +254,10 @@ def test_one_is_its_branches_run_whole(name: str, copy_init: bool, request: pyte
     whole = [student(x) for student in one.students().values()]
     assert all(torch.equal(a, b) for a, b in zip(each, whole, strict=True))
     assert not torch.equal(each[0], each[1]) and not torch.equal(each[1], each[2])
+    maps = one.trunks[0](x)
+    for student, branch, z in zip(one.nets, one.branches, each, strict=True):
+        embedding, logits = student.read(branch, maps)
+        assert torch.equal(embedding, student.embed(x)) and torch.equal(logits, z)
     weights = [p for branch in one.branches for p in branch.parameters()]
     weights = list(dict.fromkeys(weights))
     shared = torch.autograd.grad(each.square().sum(), weights, allow_unused=True)

@@ -14,7 +14,9 @@ from teacherless.methods.frskd import FRSKD
 from teacherless.methods.kd import KD
 from teacherless.methods.label_smoothing import LabelSmoothing
 from teacherless.methods.mean_teacher import MeanTeacher
+from teacherless.methods.okddip import OKDDip
 from teacherless.methods.one import ONE
+from teacherless.methods.pcl import PCL
 from teacherless.methods.plain import Plain
 from teacherless.methods.ps_kd import PSKD
 from teacherless.methods.r_drop import RDrop
@@ -41,4 +43,6 @@ METHODS: dict[str, type[Method]] = {
     "cosub": Cosub,
     "zipf-ls": ZipfLS,
     "mean-teacher": MeanTeacher,
+    "pcl": PCL,
+    "okddip": OKDDip,
 }

@@ -32,7 +32,7 @@ Results: None of ours yet.
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ from teacherless.method import Batch, Method, Output, Progress, Wants
 from teacherless.methods import _checks as checks
 from teacherless.methods._parts import newest, ramp
 from teacherless.network import call, check_ready
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 class MeanTeacher(Method):
@@ -81,7 +83,7 @@ class MeanTeacher(Method):
         if match == "mse":
             checks.no_effect(MeanTeacher, "match='mse'", temperature=temperature)
         check_ready(student)
-        self.student, self.teacher = student, _still(student)
+        self.student, self.teacher = student, still(student)
         self.decay, self.weight, self.temperature, self.match = decay, weight, temperature, match
         self.ramp_epochs, self.needs_progress = ramp_epochs, ramp_epochs > 0
 
@@ -90,7 +92,7 @@ class MeanTeacher(Method):
         logits = call(self.student, batch.inputs[0])  # [B, C]
         with torch.no_grad():
             if self.training:
-                self._move(progress.step)
+                follow(self.teacher, self.student, self.decay, progress.step)
             target = call(self.teacher, batch.inputs[1])
         if self.match == "kl":
             apart = losses.kl(logits, target, self.temperature)
@@ -100,21 +102,22 @@ class MeanTeacher(Method):
         ce = losses.ce(logits, batch.labels, self.smoothing).mean()
         return Output({"ce": ce, "mean": self.weight * rise * apart.mean()}, logits.detach()[None])
 
-    def _move(self, steps: Tensor) -> None:
-        """The average takes in the weights as they are after so many steps: nobody read it since the last one."""
-        share = newest(self.decay, steps)
-        for average, weight in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
-            average.lerp_(weight, share.to(average.dtype))
-
     def param_groups(self) -> list[dict[str, Any]]:
         """The student's; the teacher does not learn."""
         return [{"name": "student", "params": list(self.student.parameters())}]
 
 
-def _still(net: nn.Module) -> nn.Module:
+def still(net: Net) -> Net:
     """A copy that does not learn. A submodule, unlike `Frozen`: its weights are of the state that goes on."""
     with torch.no_grad():
         other = copy.deepcopy(net)
     for parameter in other.parameters():
         parameter.requires_grad_(False)
     return other
+
+
+def follow(average: nn.Module, net: nn.Module, decay: float, steps: Tensor) -> None:
+    """The average takes in the weights as they are after so many steps: nobody read it since the last one."""
+    share = newest(decay, steps)
+    for mean, weight in zip(average.parameters(), net.parameters(), strict=True):
+        mean.lerp_(weight, share.to(mean.dtype))

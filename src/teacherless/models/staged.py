@@ -78,6 +78,11 @@ class Insides(nn.Module):
         """What comes after the first `stages` stages."""
         raise NotImplementedError
 
+    def read(self, branch: Any, trunk_output: Any) -> tuple[Tensor, Tensor]:
+        """What the head, which is the branch's last part, reads, and the logits. `-> [B, D], [B, C]`."""
+        embedding = branch[:-1](trunk_output)
+        return embedding, branch[-1](embedding)
+
     def split_map(self, trunk_output: Any) -> Tensor:
         """The last stage's map in what `trunk` returns."""
         raise NotImplementedError

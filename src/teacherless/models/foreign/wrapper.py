@@ -218,6 +218,18 @@ class Foreign(Insides):
         """The network after the first `stages` stages."""
         return Branch(self, stages)
 
+    def read(self, branch: Branch, trunk_output: TrunkOutput) -> tuple[Tensor, Tensor]:
+        """What the head reads, and the logits."""
+        one_graph_cannot()
+        embedding: list[Tensor] = []
+        head = self.net.get_submodule(self.structure.head)
+        hook = head.register_forward_pre_hook(lambda _, args: embedding.append(args[0]))
+        try:
+            logits = branch(trunk_output)
+        finally:
+            hook.remove()
+        return embedding[-1].flatten(1), logits
+
     def split_map(self, trunk_output: TrunkOutput) -> Tensor:
         """The last stage's map in what `trunk` returns."""
         return trunk_output.map

@@ -90,12 +90,16 @@ def test_variance() -> None:
     by_hand = slow.mean(
         math.fsum(statistics.variance([each[k][i][c] for k in range(3)]) for c in range(CLASSES)) for i in range(N)
     )
-    assert analysis.variance(z) == {"networks": 3, "variance": close(by_hand)}
+    found = analysis.variance(z)
+    assert found.keys() == {"networks", "variance", "distance"} and found["networks"] == 3
+    assert found["variance"] == close(by_hand)
     pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
     distance = slow.mean(
         math.fsum((a - b) ** 2 for a, b in zip(each[i][n], each[j][n], strict=True)) for i, j in pairs for n in range(N)
     )
     assert by_hand == close(distance / 2)
+    apart = [math.dist(each[i][n], each[j][n]) for i, j in pairs for n in range(N)]
+    assert found["distance"] == close(slow.mean(apart))
     with pytest.raises(InputError, match="found 1 network; needs at least 2"):
         analysis.variance(z[:1])
 

@@ -228,8 +228,8 @@ def together(groups: Groups, source: Source) -> Iterator[Finding]:
         cohorts = [_independent(group)] if one_each else [(s.on_test, s.features) for s in group]
         name = f"{label} (independent)" if one_each else label
         logits, features = cohorts[0]
-        each = [analysis.variance(torch.stack(list(z.values())))["variance"] for z, _ in cohorts]
-        spread[name] = {"networks": len(logits), "variance": sum(each) / len(each)}
+        each = [analysis.variance(torch.stack(list(z.values()))) for z, _ in cohorts]
+        spread[name] = analysis.average(each) | {"networks": len(logits)}
         file = re.sub(r"[^\w.]+", "-", label)
         if not source.reid:
             table = analysis.peers(logits, group[0].test_labels)
@@ -242,7 +242,8 @@ def together(groups: Groups, source: Source) -> Iterator[Finding]:
             says = f"{name}: mean CKA of the features {_off_diagonal(similar['cka']):.3f}"
             yield Finding(f"similarity-{file}", similar, partial(of_networks.similarity, similar, name), says)
     if spread:
-        says = f"variance of the predictions: {_each({k: v['variance'] for k, v in spread.items()}, '{:.5f}')}"
+        says = "variance of the predictions, and distance of two networks': "
+        says += _each({k: (v["variance"], v["distance"]) for k, v in spread.items()}, "{0[0]:.5f} and {0[1]:.4f}")
         yield Finding("variance", spread, partial(of_networks.variance, spread), says)
 
 
@@ -392,6 +393,6 @@ def _off_diagonal(matrix: Sequence[Sequence[float | None]]) -> float:
     return sum(known) / len(known) if known else float("nan")
 
 
-def _each(values: Mapping[str, float | None], text: str) -> str:
+def _each(values: Mapping[str, Any], text: str) -> str:
     """`plain 0.1, dml 0.2`."""
     return ", ".join(f"{name} {'-' if v is None else text.format(v)}" for name, v in values.items())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -88,12 +89,15 @@ class Variance(TypedDict):
 
     networks: int
     variance: float  # Σ_c Var_k(p_kc), unbiased, mean over samples: half the mean squared distance of two networks
+    distance: float  # ‖p_k - p_l‖, mean over pairs and samples: the diversity of Chen et al. 2020 (OKDDip)
 
 
 def variance(logits: Tensor) -> Variance:
     """Of K networks or branches, `[K, N, C]`. Raises: InputError for fewer than two."""
     _at_least_two("variance", logits)
-    return {"networks": len(logits), "variance": float(probabilities(logits).var(0).sum(-1).mean())}
+    each = probabilities(logits)
+    distance = torch.stack([(a - b).norm(dim=-1).mean() for a, b in combinations(each, 2)]).mean()
+    return {"networks": len(each), "variance": float(each.var(0).sum(-1).mean()), "distance": float(distance)}
 
 
 class Gates(TypedDict):

@@ -1,15 +1,16 @@
 # Every target makes .venv by itself when it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
+QUICK := --quiet --no-compile -c constraints.txt# compiled is what is imported, not 200 MB of sources
 
-.PHONY: docs demo readme-demo results check-results readme test slow exhaustive pythons crash mutate golden check clean
+.PHONY: docs demo readme-demo results check-results readme test coverage slow exhaustive pythons crash mutate golden check clean
 .DEFAULT_GOAL := test
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps timm torchvision axe-playwright-python  # for tests: the torch stays, no downloader, no browser
+	$(BIN)/pip install $(QUICK) torch
+	$(BIN)/pip install $(QUICK) -e '.[dev]'
+	$(BIN)/pip install $(QUICK) --no-deps timm torchvision axe-playwright-python  # for tests: the torch stays, no downloader, no browser
 	touch $@
 
 # Ten labelled images a class: few enough that methods differ, cheap enough for ten seeds. A machine of one kind prints
@@ -33,16 +34,19 @@ check-results: $(BIN)/.ready  ## one network of the ledger, picked at random, tr
 readme: $(BIN)/.ready  ## every number that README.md and docs/learnt.md take from the ledger
 	$(BIN)/python results/ledger.py write
 
-test: $(BIN)/.ready  ## the tests, with coverage
+test: $(BIN)/.ready  ## the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow and not exhaustive'
+
+coverage: $(BIN)/.ready  ## the tests once more, and which lines of code they reach
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow and not exhaustive' --cov --cov-report=term:skip-covered
 
-slow: $(BIN)/.ready  ## every recipe run small, and runs that are killed and resumed
+slow: $(BIN)/.ready  ## a recipe of every method and data set run small, and runs that are killed and resumed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
-exhaustive: $(BIN)/.ready  ## every crash point, thousands of damaged files and command lines: an hour
+exhaustive: $(BIN)/.ready  ## every recipe, every crash point, thousands of damaged files and command lines: more than an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m exhaustive
 
-pythons:  ## losses, methods and the command line on Python 3.12 and 3.13, where they are: some gigabytes of torch each
+pythons:  ## losses, golden curves and the command line on Python 3.12 and 3.13, where they are: some gigabytes of torch each
 	tests/pythons.sh
 
 crash: $(BIN)/.ready  ## 200 kills at random moments over all methods and engines, 50 of the command line: compared bit for bit
@@ -53,8 +57,8 @@ INPUTS ?= 20000
 FUZZ := .venv-fuzz/bin
 $(FUZZ)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-fuzz
-	$(FUZZ)/pip install --quiet -c constraints.txt torch
-	$(FUZZ)/pip install --quiet -c constraints.txt -e . atheris
+	$(FUZZ)/pip install $(QUICK) torch
+	$(FUZZ)/pip install $(QUICK) -e . atheris
 	touch $@
 
 .PHONY: fuzz
@@ -77,7 +81,7 @@ check: $(BIN)/.ready  ## format, lint, types
 	$(BIN)/mypy
 
 docs: $(BIN)/.ready  ## the site, from docstrings and cards, for a browser: site/index.html
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/pip install $(QUICK) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "open: site/index.html"
 

@@ -27,6 +27,6 @@ if __name__ == "__main__":
     train, test, words = load()
     method = tl.DML(Transformer(words, 64, 2), Transformer(words, 48, 3))
     loaders = DataLoader(train, 32, shuffle=True, drop_last=True), DataLoader(test, 128)
-    result = tl.train(method, loaders[0], test_data=loaders[1], epochs=6, opt="adamw", lr=1e-3, weight_decay=0.01)
+    result = tl.train(method, loaders[0], test_data=loaders[1], epochs=4, opt="adamw", lr=1e-3, weight_decay=0.01)
     for name, row in result.summary["students"].items():
         print(f"{name}: {row['test_top1']:.1f} % of {len(test)} test sentences, of {len(LIBRARIES)} libraries")

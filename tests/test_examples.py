@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -20,9 +22,16 @@ def test_example(script: str, least: float, tmp_path: Path) -> None:
     if "transformers" in script:
         for package in ("transformers", "accelerate"):
             pytest.importorskip(package)
-    done = subprocess.run([sys.executable, str(EXAMPLES / script)], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    accuracies = [float(found) for found in re.findall(r": ([\d.]+) (?:± [\d.]+ )?%", done.stdout)]
+
+    def run() -> None:
+        os.chdir(tmp_path)
+        sys.path.insert(0, str(EXAMPLES))
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+
+    done = Forked(before=run)
+    out, err = done.communicate()
+    assert done.returncode == 0, err
+    accuracies = [float(found) for found in re.findall(r": ([\d.]+) (?:± [\d.]+ )?%", out)]
     assert len(accuracies) >= 2
     assert min(accuracies) > least
     assert list(tmp_path.iterdir()) == [], "an example wrote something"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
-import subprocess
 import sys
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from forked import Forked
+from safetensors.torch import load_file, save_file
 
 PAGES = Path(__file__).parent.parent / "docs" / "loops"
 NEEDS = {"pytorch": (), "transformers": ("transformers", "accelerate"), "lightning": ("lightning",),
@@ -31,16 +34,22 @@ MORE = {"pytorch", "lightning"}  # whose last block trains on with another metho
 
 def run(code: str, folder: Path, accumulate: int = 1) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The weights after the code, and the accuracies it printed."""
-    keep = "\nfrom safetensors.torch import save_file\nsave_file(method.state_dict(), 'weights.safetensors')\n"
     folder.mkdir(exist_ok=True)
-    paths = [str(PAGES), *sys.path]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "ACCUMULATE": str(accumulate)}
-    head = "import torch\ntorch.set_num_threads(1)\n"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", f"{head}{code}{keep}"], cwd=folder, env=env,
-                          capture_output=True, encoding="utf-8")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = load_file(folder / "weights.safetensors")
-    return found, [float(number) for number in re.findall(r"\d+\.\d+", done.stdout.splitlines()[-1])]
+
+    def page() -> None:
+        os.chdir(folder)
+        os.environ["ACCUMULATE"] = str(accumulate)
+        sys.path.insert(0, str(PAGES))
+        warnings.simplefilter("ignore")
+        names: dict[str, Any] = {"__name__": "__main__"}
+        exec(compile(code, "page", "exec"), names)
+        save_file(names["method"].state_dict(), "weights.safetensors")
+
+    done = Forked(before=page)
+    out, err = done.communicate()
+    assert done.returncode == 0, err
+    weights = load_file(folder / "weights.safetensors")
+    return weights, [float(number) for number in re.findall(r"\d+\.\d+", out.splitlines()[-1])]
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +66,9 @@ def code_of(page: str) -> str:
 @pytest.mark.parametrize("page", list(NEEDS))
 def test_page(page: str, ours: Any, tmp_path: Path) -> None:
     for package in NEEDS[page]:
-        there = subprocess.run([sys.executable, "-c", f"import {package}"], capture_output=True, encoding="utf-8")
-        if there.returncode:  # in a process of its own, as the page will be
-            pytest.skip(f"{package}: {there.stderr.splitlines()[-1]}")
+        there = Forked(before=partial(importlib.import_module, package))
+        if there.wait():  # in a process of its own, as the page will be
+            pytest.skip(f"{package}: {there.communicate()[1].splitlines()[-1]}")
     weights, scores = run(code_of(page), tmp_path / "1")
     print(page, scores, ours[1])
     assert min(scores[:2]) > 85 and abs(scores[0] - ours[1][0]) < 3 and abs(scores[1] - ours[1][1]) < 3

@@ -71,7 +71,7 @@ def test_compare_shows_map(market: Path, tmp_path: Path, capsys: pytest.CaptureF
         "8",
     ]
     out = tmp_path / "compare"
-    assert main(["compare", "--methods", "plain,dml", "--seeds", "2", *argv, "--out", str(out)]) == 0
+    assert main(["compare", "--methods", "plain,dml", "--seeds", "2", "--jobs", "1", *argv, "--out", str(out)]) == 0
     shown = "".join(capsys.readouterr())
     row = json.loads((out / "cells" / "plain-s0" / "summary.json").read_text())["students"]["student"]
     assert "test mAP %" in shown and f"{row['test_map']:.2f} % on test" in shown

@@ -138,7 +138,7 @@ def test_a_students_config(canary: Canary, trained: Path, capsys: pytest.Capture
 
 
 def test_a_cell_of_a_comparison(canary: Canary, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["compare", *SMALL, "--methods", "plain", "--seeds", "1", "--out", "out"]
+    argv = ["compare", *SMALL, "--methods", "plain", "--seeds", "1", "--jobs", "1", "--out", "out"]
     assert main(argv) == 0
     change(Path("out/cells/plain-s0/students/student/config.json"), architecture=canary.name)
     assert main(argv) == 4

@@ -8,9 +8,11 @@ import random
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
 from teacherless.cli import main
 
@@ -172,10 +174,7 @@ def test_a_real_pipe() -> None:
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, to be somebody else")
 def test_somebody_elses_folder(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir(mode=0o700)
-    code = "import os, sys; from teacherless.cli import main; from teacherless.runs import execute, merge, predict;" \
-           "from teacherless.study import mistakes;" \
-           "os.seteuid(65534); sys.exit(main(sys.argv[1:]))"  # fmt: skip
     for argv in (["train", "--resume", "--out"], ["evaluate"], ["predict", "x.png"]):
-        command = [sys.executable, "-c", code, *argv, str(tmp_path / "mine" / "run")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        done = Forked(*argv, str(tmp_path / "mine" / "run"), before=partial(os.seteuid, 65534))
+        _, err = done.communicate()
+        assert done.returncode == 2 and err.count("\n") == 1, err

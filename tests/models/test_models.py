@@ -151,8 +151,14 @@ def test_a_stage_leaves_its_input_alone(name: str) -> None:
         x = after
 
 
-@every_net
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.float32) for name in MODELS),
+        *((name, torch.bfloat16) for name in SMALL),
+        *(pytest.param(name, torch.bfloat16, marks=pytest.mark.exhaustive) for name in MODELS if name not in SMALL),
+    ],
+)
 def test_one_step(name: str, dtype: torch.dtype) -> None:
     net = staged(name)
     before = {key: value.clone() for key, value in net.named_parameters()}
@@ -185,11 +191,14 @@ def test_loss_falls(name: str) -> None:
     assert min(losses[-3:]) < losses[0]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["plain", "dml", "one", "byot"])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param("one", marks=pytest.mark.slow), pytest.param("byot", marks=pytest.mark.slow),
+     pytest.param("dml", marks=pytest.mark.exhaustive)],
+)  # fmt: skip
 @pytest.mark.parametrize("name", SMALL)
 def test_loss_falls_through_methods(name: str, method: str) -> None:
-    """A method on logits, a cohort, branches, a method on features: each trains every net of up to 4M parameters."""
+    """Branches, a method on features, a cohort: each trains every net of up to 4M parameters."""
     torch.manual_seed(7)
     nets = [staged(name)]
     if method == "dml":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from teacherless.cli import main
 from teacherless.data import SOURCES
 from teacherless.errors import InputError
 from teacherless.methods import METHODS
-from teacherless.models import MODELS
+from teacherless.models import MODELS, options
 from teacherless.runs import recipes as recipe
-from teacherless.runs.config import Run
+from teacherless.runs.build import method_options
+from teacherless.runs.config import Run, specs
 from teacherless.study import show
 from teacherless.training.settings import read
 
@@ -65,8 +67,21 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return run
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+def sample() -> set[str]:
+    """A recipe of each method and data set, of a small network where there is one."""
+    first: dict[tuple[str, str], str] = {}
+    for name in sorted(NAMES, key=lambda name: not re.search("resnet32|resnet18|mobilenet", name)):
+        settings = recipe.load(name).settings
+        first.setdefault((settings["method"], settings["data"]), name)
+    return set(first.values())
+
+
+SAMPLE = sample()
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in SAMPLE else pytest.mark.exhaustive) for n in NAMES]
+)
 def test_a_recipe_runs_small(name: str, small: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     out = small(name)
     assert capsys.readouterr().err == ""
@@ -86,6 +101,8 @@ def test_a_recipe_says_where_its_number_is_from(name: str) -> None:
     assert all(0 < number < 100 for number in (value.values() if isinstance(value, dict) else [value]))
     run = read(Run, found.settings)
     assert run.val_fraction == 0 and not run.small, "the papers train on all of train"
+    method_options(METHODS[run.method], run.method, run.set)
+    assert all(spec.arguments.keys() <= options(spec.name).keys() for spec in specs(run) if spec.name in MODELS)
     assert found.teacher is None or found.teacher in NAMES
     assert all(len(line) < 250 for line in found.published.get("open", []))
 

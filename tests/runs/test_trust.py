@@ -6,13 +6,13 @@ import json
 import pickle
 import re
 import resource
+import signal
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import tiny
+from forked import Forked
 
 import teacherless as tl
 from teacherless.errors import InputError
@@ -106,18 +106,16 @@ def test_weights_of_other_shapes_are_refused_before_they_are_read(tmp_path: Path
 
 def test_a_file_size_limit_while_saving(tmp_path: Path) -> None:
     """A real write that fails half-way: one line, exit code 2, and what was there before still resumes."""
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));"
-        "from teacherless.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
+
+    def before() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
     out = tmp_path / "run"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "train", "plain", "--steps", "4", "--checkpoint-every", "2s", "--out", str(out)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = Forked("train", "plain", "--steps", "4", "--checkpoint-every", "2s", "--out", str(out), before=before)
+    _, err = done.communicate()
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "cannot save a checkpoint" in done.stderr
-    assert "File too large" in done.stderr
+    assert err.count("\n") == 1
+    assert "cannot save a checkpoint" in err
+    assert "File too large" in err
     assert not list((out / "checkpoints").iterdir()), "nothing half-written is left"

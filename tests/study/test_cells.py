@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
 from teacherless.cli import main
 
@@ -73,11 +74,11 @@ def one_at_a_time(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_bits_do_not_depend_on_jobs(one_at_a_time: Path, tmp_path: Path) -> None:
-    process = command(tmp_path / "two", "--epochs", "3")
-    _, err = process.communicate()
-    assert process.returncode == 0, err
-    assert "[4/4]" in err
+def test_the_bits_do_not_depend_on_jobs(
+    one_at_a_time: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*ARGS, "--epochs", "3", "--jobs", "2", "--out", str(tmp_path / "two")]) == 0
+    assert "[4/4]" in capsys.readouterr().err
     assert len(numbers(tmp_path / "two")) == 2 * 2 + 4 * 2 + 4  # students' files of plain and of dml, metrics
     assert numbers(tmp_path / "two") == numbers(one_at_a_time)
 
@@ -92,7 +93,7 @@ def test_the_bits_do_not_depend_on_jobs(one_at_a_time: Path, tmp_path: Path) -> 
     ],
 )
 def test_a_stop_leaves_nothing_running_and_goes_on(number: int, code: int, tmp_path: Path) -> None:
-    out, settings = tmp_path / "c", ("--epochs", "40")
+    out, settings = tmp_path / "c", ("--epochs", "16")
     process = command(out, *settings)
     wait(lambda: len(list(out.glob("cells/*/metrics.jsonl"))) == 2)
     team = workers(process.pid)
@@ -125,9 +126,7 @@ def test_a_dead_worker_is_one_line(tmp_path: Path) -> None:
 
 def test_two_commands_over_one_folder_share_the_cells(one_at_a_time: Path, tmp_path: Path) -> None:
     out = tmp_path / "c"
-    code = "import sys; from teacherless.cli import main; sys.exit(main(sys.argv[1:]))"
-    argv = [sys.executable, "-c", code, *ARGS, "--epochs", "3", "--jobs", "1", "--out", str(out)]
-    two = [subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    two = [Forked(*ARGS, "--epochs", "3", "--jobs", "1", "--out", str(out)) for _ in range(2)]
     said = [process.communicate() for process in two]
     assert [process.returncode for process in two] == [0, 0], said
     assert numbers(out) == numbers(one_at_a_time)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import Forked
 
 from teacherless.cli import main
 from teacherless.runs.config import Run
 from teacherless.study import cells as study_cells
+from teacherless.study import findings, read_runs
 
 ARGS = ["--data", "digits", "--student", "small-cnn,width=8", "--epochs", "2", "--train-samples", "400",
         "--methods", "dml,one", "--seeds", "3", "--jobs", "1"]  # fmt: skip
@@ -90,11 +89,8 @@ def test_the_shared_student_starts_equal_and_sees_the_same_order(whole: Path) ->
             assert value.equal(nets[0][key]), key
 
 
-def start(out: Path) -> subprocess.Popen[str]:
-    code = "import sys; from teacherless.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "compare", *ARGS, "--checkpoint-every", "1s", "--out", str(out)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+def start(out: Path) -> Forked:
+    return Forked("compare", *ARGS, "--checkpoint-every", "1s", "--out", str(out))
 
 
 def test_interrupted_and_killed_it_says_the_same(whole: Path, tmp_path: Path) -> None:
@@ -117,7 +113,8 @@ def test_interrupted_and_killed_it_says_the_same(whole: Path, tmp_path: Path) ->
 
 def test_a_cell_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """label-smoothing is made to diverge; plain is kept, the table says why, and it is not tried again."""
-    args = ["compare", "--student", "small-cnn,width=8", "--steps", "3", "--seeds", "2", "--lr", "1e25", "--out"]
+    args = ["compare", "--student", "small-cnn,width=8", "--steps", "3", "--seeds", "2", "--lr", "1e25"]
+    args += ["--jobs", "1", "--out"]
     assert main([*args, str(tmp_path / "c"), "--methods", "label-smoothing"]) == 4
     shown = capsys.readouterr().out
     assert "label-smoothing, seed 0 failed: training diverged" in shown
@@ -129,7 +126,7 @@ def test_a_cell_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_one_seed_gives_a_table_and_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["compare", "--student", "small-cnn,width=8", "--epochs", "1", "--methods", "label-smoothing"]
-    assert main([*args, "--seeds", "1", "--out", str(tmp_path / "c")]) == 0
+    assert main([*args, "--seeds", "1", "--jobs", "1", "--out", str(tmp_path / "c")]) == 0
     assert "one seed shows nothing" in capsys.readouterr().out
     found = json.loads((tmp_path / "c" / "compare.json").read_text())["methods"]["label-smoothing"]
     assert found["difference"]["interval"] is None
@@ -138,7 +135,7 @@ def test_one_seed_gives_a_table_and_no_interval(tmp_path: Path, capsys: pytest.C
 def test_equal_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_cells, "_seconds", lambda folder: 2.0 if folder.name.startswith("dml") else 1.0)
     args = ["compare", "--student", "small-cnn,width=8", "--epochs", "2", "--methods", "dml", "--seeds", "2"]
-    assert main([*args, "--equal-compute", "--out", str(tmp_path / "c")]) == 0
+    assert main([*args, "--equal-compute", "--jobs", "1", "--out", str(tmp_path / "c")]) == 0
     table = json.loads((tmp_path / "c" / "compare.json").read_text())
     assert list(table["methods"]) == ["plain", "dml", "plain-2x-longer", "plain-2x-wider"]
     longer = json.loads((tmp_path / "c" / "cells" / "plain-2x-longer-s1" / "run.json").read_text())["settings"]
@@ -176,7 +173,9 @@ def test_cells_of_other_settings_are_refused(whole: Path, capsys: pytest.Capture
     assert "was run with lr 0.1, not 0.5" in capsys.readouterr().err
 
 
-def test_one_command_makes_the_cohort_size_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_command_makes_the_cohort_size_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     argv = ["compare", "--student", "small-cnn,width=4", "--epochs", "1", "--train-samples", "200", "--seeds", "3"]
     assert main([*argv, "--methods", "dml", "--peers", "1..3", "--jobs", "1", "--out", str(tmp_path / "c")]) == 0
     table = json.loads((tmp_path / "c" / "compare.json").read_text())
@@ -188,6 +187,7 @@ def test_one_command_makes_the_cohort_size_study(tmp_path: Path, capsys: pytest.
     assert sizes["independent", 3]["ensemble"] == table["plain_networks"][1]["ensemble"]
     assert (tmp_path / "c" / "cohort-size.png").stat().st_size > 1000
     capsys.readouterr()
+    monkeypatch.setattr(read_runs, "KINDS", (findings.sizes,))  # the others are slow, and not of this
     assert main(["analyse", str(tmp_path / "c")]) == 0
     said = capsys.readouterr().out
     assert "cohort-size: dml K=2" in said and "dml K=3" in said

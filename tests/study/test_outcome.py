@@ -95,7 +95,8 @@ def test_only_students_like_plains_are_compared() -> None:
 
 def test_a_real_cohort_of_weight_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its first peer is plain's network to the last bit; what is reported is the mean of both."""
-    argv = ["compare", "--methods", "dml", "--set", "dml.weight=0", "--seeds", "3", "--epochs", "3", "--student"]
+    argv = ["compare", "--methods", "dml", "--set", "dml.weight=0", "--seeds", "3", "--epochs", "3", "--jobs", "1"]
+    argv += ["--student"]
     assert main([*argv, "small-cnn,width=8", "--train-samples", "300", "--out", str(tmp_path)]) == 0
     table = json.loads((tmp_path / "compare.json").read_text())
     assert table is not None

@@ -153,7 +153,8 @@ def test_re_identification(command: str, tmp_path: Path) -> None:
     """Persons in Market-1501's own format."""
     write_market(tmp_path / "market", persons=6)
     data = ["--data", "market1501", "--data-dir", str(tmp_path / "market"), "--img-size", "16", "--val-fraction", "0.2"]
-    words = ["train", "dml", "--peers", "2"] if command == "train" else ["compare", "--methods", "dml", "--seeds", "2"]
+    compared = ["compare", "--methods", "dml", "--seeds", "2", "--jobs", "1"]
+    words = ["train", "dml", "--peers", "2"] if command == "train" else compared
     out = tmp_path / "out"
     assert main([*words, *data, "--student", "small-cnn,width=4", "--steps", "3", "-b", "8", "--out", str(out)]) == 0
     found = page(out)

@@ -11,44 +11,39 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Forked
 from safetensors.torch import load
 from test_checkpoint import TIMES
 
+from teacherless.data.fetch import download
+from teacherless.files import disk
 from teacherless.training import checkpoint, folder
 
 CRASHES = int(os.environ.get("TEACHERLESS_CRASHES", "6"))
 RUN = ["train", "dml", "--data", "digits", "--student", "small-cnn,width=8", "--peers", "2", "--epochs", "4",
        "--select", "best", "--checkpoint-every", "3s"]  # fmt: skip
 
-# The same command line, but every file of a checkpoint takes a while to reach the disk: a kill lands in between.
-SLOW = """
-import sys, time
-from teacherless.files import disk
-from teacherless.cli import main
 write = disk.write_flushed
-def slow(path, data):
+
+
+def slow(path: Path, data: bytes) -> None:
+    """Every file of a checkpoint takes a while to reach the disk: a kill lands in between."""
     for end in range(0, len(data), max(1, len(data) // 4)):
         write(path, data[:end])
         time.sleep(0.004)
     write(path, data)
-disk.write_flushed = slow
-sys.exit(main(sys.argv[1:]))
-"""
 
 
-def start(out: Path, *more: str) -> subprocess.Popen[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", SLOW, *RUN, "--out", str(out), *more], env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+def start(out: Path, *more: str) -> Forked:
+    return Forked(*RUN, "--out", str(out), *more, before=partial(setattr, disk, "write_flushed", slow))
 
 
 def contents(out: Path) -> dict[str, Any]:
@@ -169,18 +164,13 @@ def test_sigterm_during_a_download(tmp_path: Path) -> None:
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     target = tmp_path / "set.gz"
-    code = (
-        "import sys; from pathlib import Path; from teacherless.data.fetch import download;"
-        "download(sys.argv[1], Path(sys.argv[2]), sys.argv[3])"
-    )
-    command = [sys.executable, "-c", code, f"http://127.0.0.1:{server.server_port}/set.gz", str(target)]
-    command.append(hashlib.sha256(content).hexdigest())
-    first = subprocess.Popen(command, stderr=subprocess.PIPE)
+    address = f"http://127.0.0.1:{server.server_port}/set.gz"
+    fetch = partial(download, address, target, hashlib.sha256(content).hexdigest())
+    first = Forked("--version", before=fetch)
     assert half.wait(30)
     first.send_signal(signal.SIGTERM)
-    first.communicate()
-    assert first.returncode != 0
+    assert first.wait() == -signal.SIGTERM
     assert not target.exists()
-    subprocess.run(command, check=True)
+    fetch()
     assert target.read_bytes() == content
     server.shutdown()

@@ -25,27 +25,29 @@ from teacherless.training.live import View, duration, sparkline
 TRAINING = """
 import sys, time
 from teacherless.training.live import view
-students = sys.argv[1].split(",")
+students, pace = sys.argv[1].split(","), float(sys.argv[2])
 shown = view(students, 4, 40)
 shown.open([])
 for epoch in range(4):
     for step in range(10):
         shown.step()
-        time.sleep(0.03)
+        time.sleep(0.03 * pace)
     line = {"epoch": epoch, "step": 10 * (epoch + 1), "img_per_s": 1234.5, "train/ce": 1.0, "train/mimicry": 0.25,
             "train/loss": 1.25}
     for i, name in enumerate(students):
         line |= {f"train/top1/{name}": 80.0 + i, f"train/nll/{name}": 0.5, f"val/top1/{name}": 70.0 + 5 * epoch + i,
                  f"val/agreement/{name}": 90.0 + i}
     shown.epoch(line)
-    time.sleep(0.7 * (epoch > 0))
+    time.sleep(0.7 * pace * (epoch > 0))
 shown.close()
 """
 COMMAND = [sys.executable, "-c", TRAINING]
+DRAWN = "1"  # so slow that every epoch is drawn
+QUICK = "0.05"  # where only the end counts
 
 
 def test_a_row_per_student() -> None:
-    shown, written = run([*COMMAND, "peer0,peer1"], 100)
+    shown, written = run([*COMMAND, "peer0,peer1", DRAWN], 100)
     assert shown[:3] == [
         "student  val top-1              last  agreement %  train top-1  train loss",
         "peer0    ▁▃▅█                  85.00        90.00        80.00      0.5000",
@@ -57,22 +59,22 @@ def test_a_row_per_student() -> None:
 
 
 def test_a_narrow_terminal_has_fewer_columns() -> None:
-    shown, _ = run([*COMMAND, "peer0,peer1"], 40)
+    shown, _ = run([*COMMAND, "peer0,peer1", QUICK], 40)
     assert shown[:2] == ["student  val top-1    last  agreement %", "peer0    ▁▃▅█        85.00        90.00"]
     assert all(len(line) <= 40 for line in shown) and "1,234 img/s" in "".join(shown)
-    shown, _ = run([*COMMAND, "peer0"], 20)
+    shown, _ = run([*COMMAND, "peer0", QUICK], 20)
     assert shown[:2] == ["student  val top-1", "peer0    ▁▃▆█"]
 
 
 def test_a_terminal_that_becomes_narrow() -> None:
-    shown, _ = run([*COMMAND, "peer0,peer1"], 100, then=lambda so_far: 40 if "epoch 3/4" in so_far else None)
+    shown, _ = run([*COMMAND, "peer0,peer1", DRAWN], 100, then=lambda so_far: 40 if "epoch 3/4" in so_far else None)
     assert "student  val top-1    last  agreement %" in shown[-7:]
     assert shown[-6].startswith("peer0    ▁▃▅█"), shown
 
 
 def test_many_students_in_a_low_terminal() -> None:
     names = [f"peer{i}" for i in range(20)]
-    shown, written = run([*COMMAND, ",".join(names)], 100, height=12)
+    shown, written = run([*COMMAND, ",".join(names), DRAWN], 100, height=12)
     assert "and 16 more" in written and max(map(len, re.findall("(?:\x1b\\[1A)+", written))) < 4 * 21
     last = "\n".join(shown)
     assert all(f"\n{name} " in last for name in names), "in the end all stay"
@@ -80,12 +82,12 @@ def test_many_students_in_a_low_terminal() -> None:
 
 def test_no_color() -> None:
     colour = re.compile(r"\x1b\[[\d;]*3[0-8]")
-    assert colour.search(run([*COMMAND, "peer0"], 100)[1])
-    assert not colour.search(run([*COMMAND, "peer0"], 100, NO_COLOR="1")[1])
+    assert colour.search(run([*COMMAND, "peer0", QUICK], 100)[1])
+    assert not colour.search(run([*COMMAND, "peer0", QUICK], 100, NO_COLOR="1")[1])
 
 
 def test_an_encoding_without_blocks() -> None:
-    shown, _ = run([*COMMAND, "peer0,peer1"], 40, PYTHONIOENCODING="ascii:backslashreplace")
+    shown, _ = run([*COMMAND, "peer0,peer1", QUICK], 40, PYTHONIOENCODING="ascii:backslashreplace")
     assert shown[1] == "peer0    .-+@        85.00        90.00"
 
 
@@ -94,10 +96,10 @@ LINES = [f"epoch {e}/4  loss 1.2500  top-1 peer0 80.00 / {65 + 5 * e}.00  peer1 
 
 
 def test_a_dumb_terminal_and_none_get_the_same_facts_as_lines() -> None:
-    dumb, written = run([*COMMAND, "peer0,peer1"], 200, TERM="dumb")
+    dumb, written = run([*COMMAND, "peer0,peer1", QUICK], 200, TERM="dumb")
     assert "\x1b" not in written
-    piped = subprocess.run([*COMMAND, "peer0,peer1"], capture_output=True, text=True, check=True, timeout=60)
-    coloured = subprocess.run([*COMMAND, "peer0,peer1"], capture_output=True, text=True, check=True, timeout=60,
+    piped = subprocess.run([*COMMAND, "peer0,peer1", QUICK], capture_output=True, text=True, check=True, timeout=60)
+    coloured = subprocess.run([*COMMAND, "peer0,peer1", QUICK], capture_output=True, text=True, check=True, timeout=60,
                               env={**os.environ, "FORCE_COLOR": "1"})  # fmt: skip
     for lines in (dumb[:4], piped.stdout.splitlines(), coloured.stdout.splitlines()):
         assert [re.sub(r"  [\d.]+ s left$", "", line) for line in lines] == LINES

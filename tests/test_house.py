@@ -55,11 +55,13 @@ SUCCESSORS = {
     "methods._targets",
     "methods.pcl",
     "methods.okddip",
+    "methods._copies",
 }
-RANKS = {"training.distributed", "training.torchrun"}
+RANKS = {"training.distributed", "training.mesh", "training.torchrun"}
 NOT_CORE = {"training.engines", "training.revival", "training.live", "training.board", *RANKS, *SUCCESSORS}
-CORE_LINES, CORE_CODE = 5145, 3171  # all of its lines, and those of code, at most: to be lowered; ranks took 100
-LONG = {"training.distributed": 351}  # lines of code, where they are more than 300: to be split
+# All of its lines, and those of code, at most: to be lowered; ranks took 100, peers that meet seldom 40.
+CORE_LINES, CORE_CODE = 5194, 3206
+LONG = {"training.distributed": 318}  # lines of code, where they are more than 300: to be split
 # What the core may import besides itself and Python's own library: from outside, and from the house.
 FENCE = {"torch", "numpy", "safetensors", "pydantic", "filelock"}
 NEAR = {"errors", "batch", "network", "files", "data", "models.files", "models.layers", *NOT_CORE, "__version__"}

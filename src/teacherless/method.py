@@ -78,7 +78,8 @@ class Method(nn.Module):
     phase: str = ""
     wants: Wants = Wants()
     turns: int = 1  # optimizer steps per batch
-    needs_progress: bool = False  # a weight changes from epoch to epoch
+    exchange_every: int = 1  # steps from one meeting of the students to the next
+    needs_progress: bool = False  # something changes from step to step, or from epoch to epoch
     class_weights: Tensor | None = None  # [C], in every cross-entropy with labels; `--class-weights` sets it
     smoothing: float = 0.0  # of the labels, in every cross-entropy with labels; `--smoothing` sets it
     whole_batch: Callable[[Tensor], Tensor] = staticmethod(own_rows)  # rows of our part of a batch -> of all its parts
@@ -121,7 +122,7 @@ class Method(nn.Module):
         if self.turns > 1 and (progress is None or progress.turn is None):
             raise InputError(f"method: takes {self.turns} steps a batch, and nobody said whose turn it is: {loop}")
         if self.needs_progress and progress is None:
-            raise InputError(f"method: a weight changes from epoch to epoch, and the epoch was not told: {loop}")
+            raise InputError(f"method: goes by the step or the epoch, and neither was told: {loop}")
 
     def steps(self, batch: Any, progress: Progress, through: nn.Module | None = None) -> Iterator[Output]:
         """A batch's outputs, an optimizer step after each: what makes every method run in every loop.

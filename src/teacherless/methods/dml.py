@@ -33,6 +33,10 @@ Defaults:
     The others are KDCL's (Guo et al., CVPR 2020, section 3.2), one target for all, with T = 2 there (noted, not
     checked). "naive": whoever has the lowest cross-entropy on the sample. "linear": the logits' mixture Σ_l a_l z_l, a
     on the simplex, with the lowest cross-entropy on the batch. "min-logit": of each class the lowest z_c - z_y.
+    exchange_every 1: peers meet at every step. With N > 1 (after Anil et al., ICLR 2018, arXiv:1804.03235, who train by
+    it over slow links) they exchange their weights every N steps, and learn from copies of each other that are up to
+    N - 1 steps old; the copies read the batch of the moment, in training mode as peers do, and get no gradient. A peer
+    whose weights go bad teaches by its copy until the next exchange.
     views 1. With views V > 1 (ours) each peer sees V distortions and each of the K·V predictions learns from the mean
     of all the others; V = 1 is DML, and K = 1 with V = 2 is the KL part of DDGSD.
 
@@ -57,7 +61,9 @@ Ships: `peer0` … `peerK-1`, each a plain network. The ensemble is the mean of 
 Cost:
     K forwards and K backwards per batch (times V views); in turn, K² forwards. Memory: K networks and their
     activations. Each prediction costs a softmax and a log-softmax. Other topologies and "symmetric" need everyone's
-    predictions, not their mean: K² sums instead of K, and K times the traffic.
+    predictions, not their mean: K² sums instead of K, and K times the traffic. With exchange_every > 1: a forward of
+    every copy that is listened to, on every rank, and K copies of the weights; across machines all weights every N
+    steps, not predictions at each: fewer meetings, and fewer bytes only where N is large.
 
 Results: See docs/log.md.
 """
@@ -71,7 +77,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from teacherless import losses
 from teacherless.batch import Input, joined
@@ -79,11 +84,12 @@ from teacherless.errors import InputError
 from teacherless.method import Batch, Exchange, Gather, Method, Output, Progress, Wants
 from teacherless.methods import _checks as checks
 from teacherless.methods import _targets as targets
+from teacherless.methods._copies import flat, idle, who_hears
 from teacherless.methods._mutual import mutual
 from teacherless.methods._parts import MeanProbability, ramp
 from teacherless.methods._targets import mix, neg_entropy, shares
 from teacherless.methods._topology import listening
-from teacherless.network import arguments, call, check_ready, drawing_layer, read_logits
+from teacherless.network import call, check_ready, drawing_layer
 
 
 def mean_of_others(own: Tensor) -> Tensor:
@@ -122,15 +128,19 @@ class DML(Method):
         topology: who listens to whom; a name or a matrix.
         views: distortions of each image per peer.
         target: what a peer learns from: "peers", "selective", "naive", "linear" or "min-logit".
+        exchange_every: steps between two exchanges of weights; 1 exchanges predictions, at every step.
         exchange: `own [k, B, C+1] -> mean over the others [k, B, C+1]`; other ranks and threads come in here.
-        gather: `own [k, B, C] -> (all [K, B, C], our rows)`, where the mean of the others is not enough.
+        gather: `own [k, B, C] -> (all [K, B, C], our rows)`, where the mean of the others is not enough; weights go
+            through it as `[k, 1, P]`.
 
-    Raises: InputError for fewer than two predictions to compare, for peers that start equal, for a bad topology.
+    Raises: InputError for fewer than two predictions to compare, for peers that start equal, for a bad topology, for
+        options that cannot be together.
     """
 
     cohort = True
     listening: Tensor
     left_at: Tensor
+    copies: Tensor  # [K, P], every peer's parameters as they were at the last exchange
     rows: Sequence[int] | slice = slice(None)  # which of all peers are ours: a shard has some
     variants: ClassVar[dict[str, dict[str, Any]]] = {"sum": {"reduce": "sum"}}
 
@@ -146,6 +156,7 @@ class DML(Method):
         topology: Literal["complete", "ring", "star", "weak-to-strong"] | tuple[tuple[float, ...], ...] = "complete",
         views: int = 1,
         target: Literal["peers", "selective", "naive", "linear", "min-logit"] = "peers",
+        exchange_every: int = 1,
         exchange: Exchange = mean_of_others,
         gather: Gather = gather_local,
     ) -> None:
@@ -163,21 +174,34 @@ class DML(Method):
             checks.no_effect(DML, f"target={target!r}", mimicry=mimicry, reduce=reduce, **whom)
         if views == 1:
             _refuse_equal(peers)
-        if update == "in_turn" and any(isinstance(part, torch.jit.ScriptModule) for p in peers for part in p.modules()):
-            hint = "give the module it was made of, or update='simultaneous'"
-            why = "a scripted peer, whose buffers would move while it only predicts"
-            raise InputError(f"update: found 'in_turn' with {why}; {hint}")
+        if exchange_every < 1:
+            raise InputError(f"exchange_every: found {exchange_every}; must be at least 1")
+        if exchange_every > 1:
+            checks.no_effect(DML, f"exchange_every={exchange_every}", update=update)
+            if target != "peers":
+                raise InputError(f"target: found {target!r} with exchange_every={exchange_every}; must be 'peers'")
+        scripted = any(isinstance(part, torch.jit.ScriptModule) for peer in peers for part in peer.modules())
+        for name, value, else_ in (("update", update, "simultaneous"), ("exchange_every", exchange_every, 1)):
+            if scripted and value != else_:
+                why = "a scripted peer, whose buffers would move while it only predicts"
+                hint = f"give the module it was made of, or {name}={else_!r}"
+                raise InputError(f"{name}: found {value!r} with {why}; {hint}")
         self.peers = nn.ModuleList(peers)
         self.temperature, self.update, self.views = temperature, update, views
         self.weight, self.ramp_epochs, self.mimicry, self.reduce = weight, ramp_epochs, mimicry, reduce
         self.target, self.exchange, self.gather = target, exchange, gather
-        alike = (topology, target) == ("complete", "peers")
+        alike = (topology, target, exchange_every) == ("complete", "peers", 1)
         self.complete = alike and mimicry != "symmetric"  # then the mean of the others is enough
         rows = listening(topology, len(peers) * views)  # several views are complete
         self.register_buffer("listening", rows, persistent=False)
         self.register_buffer("left_at", torch.full((len(peers),), -1))
+        self.exchange_every, self.all_peers = exchange_every, peers
+        self.mine, self.heard = who_hears(self.listening, self.views, self.rows)
+        if exchange_every > 1:
+            most = max(sum(p.numel() for p in peer.parameters()) for peer in peers)
+            self.register_buffer("copies", next(peers[0].parameters()).new_zeros(len(peers), most))
         self.turns = len(peers) if update == "in_turn" else 1
-        self.needs_progress = ramp_epochs > 0
+        self.needs_progress = ramp_epochs > 0 or exchange_every > 1
         self.wants = Wants(views=views)
 
     def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
@@ -187,7 +211,7 @@ class DML(Method):
         checks.one_width(each)
         own = torch.cat(each)  # [K·V·B, C]
         own = own.reshape(-1, len(batch.labels), own.shape[-1])  # [K·V, B, C]
-        ce, mimicry = self._scores(own, batch.labels, progress.step)  # [K·V, B]
+        ce, mimicry = self._scores(own, batch.labels, progress.step, x)  # [K·V, B]
         if self.update == "in_turn":
             assert progress.turn is not None
             learner = slice(progress.turn * self.views, (progress.turn + 1) * self.views)
@@ -198,14 +222,14 @@ class DML(Method):
             terms["mimicry"] = terms["mimicry"] * ramp(progress, self.ramp_epochs, terms["mimicry"].dtype)
         return Output(terms, own.detach()[:: self.views])
 
-    def _scores(self, own: Tensor, labels: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    def _scores(self, own: Tensor, labels: Tensor, step: Tensor, x: Input) -> tuple[Tensor, Tensor]:
         """Cross-entropy and mimicry of each prediction, 0 for who has left. `[k, B, C], [B(, C)] -> [k, B], [k, B]`."""
         closed = self.complete and self.mimicry == "pairwise" and self.temperature == 1
         if closed and self.update == "simultaneous" and labels.dim() == 1:
             ce, mimicry = mutual(own, labels, partial(self._mean_of_others, step=step), self.smoothing)
         else:
             log_p = losses.log_probs(own, self.temperature)
-            mimicry = self._from_mean(log_p, step) if self.complete else self._from_all(log_p, labels, step)
+            mimicry = self._from_mean(log_p, step) if self.complete else self._from_all(log_p, labels, step, x)
             shared = log_p if self.temperature == 1 else losses.log_probs(own)
             ce = losses.nll(shared, labels, self.smoothing)
         if self.complete:
@@ -228,10 +252,13 @@ class DML(Method):
         """
         if not _transformed(neg_entropy):
             left = self.left_at[peers]
-            sums = neg_entropy.reshape(len(left), -1).sum(1)
-            bad = self.whole_batch(sums[None]).isnan().any(0)  # Σ p log p is never infinite
-            self.left_at[peers] = torch.where(bad & (left < 0), step, left)
+            self.left_at[peers] = torch.where(self._bad(neg_entropy) & (left < 0), step, left)
         return self._gone(peers)
+
+    def _bad(self, neg_entropy: Tensor) -> Tensor:
+        """Whose Σ p log p is NaN anywhere in the batch; it is never infinite. `[k·V, B] -> [k]`."""
+        sums = neg_entropy.reshape(-1, self.views * neg_entropy.shape[1]).sum(1)
+        return self.whole_batch(sums[None]).isnan().any(0)
 
     def _mean_of_others(self, own: Tensor, step: Tensor) -> Tensor:
         """The exchange, with 0 for who has left: `_present` times the mean of the others that remain. `[k, B, C+1]`."""
@@ -254,10 +281,15 @@ class DML(Method):
             constant = share * neg_entropy(target / share)
         return constant - (target * log_p).sum(-1)
 
-    def _from_all(self, log_p: Tensor, labels: Tensor, step: Tensor) -> Tensor:
+    def _from_all(self, log_p: Tensor, labels: Tensor, step: Tensor, x: Input) -> Tensor:
         """Mimicry of whom each peer learns from. `[k, B, C], [B(, C)] -> [k, B]`."""
-        all_log_p, mine = self.gather(log_p.detach())  # [K, B, C]
-        gone = self._leave((all_log_p.exp() * all_log_p).sum(-1), step, slice(None))  # [K]
+        if self.exchange_every == 1:
+            all_log_p, mine = self.gather(log_p.detach())  # [K, B, C]
+            gone = self._leave(_informed(all_log_p), step, slice(None))  # [K]
+        else:
+            self._leave(_informed(log_p.detach()), step, self.rows)
+            all_log_p, mine = self._copies_say(x, step, log_p.detach()), self.mine
+            gone = self._bad(_informed(all_log_p))[:, None].expand(-1, self.views).reshape(-1)
         all_log_p = all_log_p.masked_fill(gone[:, None, None], 0)
         rows = shares(self.listening[mine].to(log_p), gone, self.reduce)  # [k, K]
         voices = targets.Voices(all_log_p, self.temperature, labels, rows, mine, gone, self.whole_batch)
@@ -272,13 +304,22 @@ class DML(Method):
         return (forward + backward) / 2
 
     def _predict(self, i: int, x: Input, turn: int | None) -> Tensor:
-        """Peer i's logits. An idle peer only predicts: its batch-norm buffers do not move, no gradient is made."""
+        """Peer i's logits; an idle one only predicts."""
         peer = self.peers[i]
-        if self.update == "simultaneous" or i == turn:
-            return call(peer, x)
-        with torch.no_grad():
-            buffers = {name: b.clone() for name, b in peer.named_buffers()}
-            return read_logits(functional_call(peer, buffers, *arguments(x)), type(peer).__name__)
+        return call(peer, x) if self.update == "simultaneous" or i == turn else idle(peer, x)
+
+    @torch.no_grad()
+    def _copies_say(self, x: Input, step: Tensor, like: Tensor) -> Tensor:
+        """log p of everyone's copy, exchanged first where that is due; 0 for whom nobody here listens to.
+        `like [k·V, B, C] -> [K·V, B, C]`."""
+        if self.training and int(step) % self.exchange_every == 0:
+            everyone, _ = self.gather(flat(self.peers, self.copies.shape[1])[:, None])
+            self.copies.copy_(everyone[:, 0])
+        said = like.new_zeros(len(self.all_peers), self.views, *like.shape[1:])  # [K, V, B, C]
+        for i in self.heard:
+            logits = idle(self.all_peers[i], x, self.copies[i])
+            said[i] = losses.log_probs(logits.view_as(said[i]), self.temperature)
+        return said.flatten(0, 1)
 
     def students(self) -> dict[str, nn.Module]:
         """The peers."""
@@ -297,11 +338,17 @@ class DML(Method):
         part = copy.copy(self)
         part._modules = {"peers": nn.ModuleList(self.peers[i] for i in students)}
         part.exchange, part.gather, part.rows = exchange, gather or self.gather, list(students)
+        part.mine, part.heard = who_hears(self.listening, self.views, part.rows)
         return part
 
     def param_groups(self) -> list[dict[str, Any]]:
         """One group per peer: the gradient of the summed loss is block-diagonal, so this *is* K optimizers."""
         return [{"name": f"peer{i}", "params": list(peer.parameters())} for i, peer in enumerate(self.peers)]
+
+
+def _informed(log_p: Tensor) -> Tensor:
+    """Σ p log p. `[..., C] -> [...]`."""
+    return (log_p.exp() * log_p).sum(-1)
 
 
 def _refuse_equal(peers: Sequence[nn.Module]) -> None:

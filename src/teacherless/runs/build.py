@@ -93,6 +93,11 @@ def build_method(run: Run, source: Source) -> tuple[Method, dict[str, dict[str, 
     if len(wanted) > 1 and not kind.cohort:
         raise InputError(f"--student: found {len(wanted)} students; {run.method} trains one")
     options = method_options(kind, run.method, run.set)
+    if run.exchange_every > 1:
+        if not kind.cohort:
+            why = f"{run.method} has no peers that learn from each other (dml has)"
+            raise InputError(f"--exchange-every: found {run.exchange_every}; {why}")
+        options = {"exchange_every": run.exchange_every} | options
     teacher = _read_teacher(run, kind, source)
     nets = _students(run, wanted, source)
     for net in (*teacher, *nets):

@@ -38,6 +38,9 @@ class Run(Settings):
     split_into: int | None = Field(
         None, ge=2, le=MOST, description="the one --student as so many peers, which share its FLOPs by their width"
     )
+    exchange_every: int = Field(
+        1, ge=1, description="dml: peers meet every N steps, and learn from copies of each other's weights in between"
+    )
     pretrained: bool = Field(False, description="start from the weights of timm or torchvision")
     init: Path | None = Field(
         None, description="a run or student folder: start from its weights, read images as it does"

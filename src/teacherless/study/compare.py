@@ -154,7 +154,7 @@ def _settings(template: Run, method: str, options: dict[str, Any]) -> Run:
         change["engine"] = "loop"  # a cell has one core
     if not kind.cohort:
         head, *rest = template.student[0].split(",")
-        change |= {"student": (",".join([head.partition("*")[0], *rest]),), "split_into": None}
+        change |= {"student": (",".join([head.partition("*")[0], *rest]),), "split_into": None, "exchange_every": 1}
     elif len(students) == 1 and not template.split_into:
         change["peers"] = template.peers or 2
     reads = kind.teacher_use == "required" or (kind.teacher_use == "optional" and options.get("mode") == "self")

@@ -59,6 +59,7 @@ class Training:
         self.enough = False  # on_epoch said so
         self.device = pick_device(settings.device)
         self.every = checkpoint.Every(settings.checkpoint_every)
+        self.due = False  # a checkpoint is to be saved
         self.per_student = per_student
         check_ready(method)
         method.to(self.device)
@@ -170,9 +171,12 @@ class Training:
         self._stop_or_save(self.epoch)
 
     def _stop_or_save(self, epochs_done: int | None) -> None:
-        """After a step, or an epoch: what one rank was asked to do, all do."""
-        due = self.out is not None and self.every.due(self.step, epochs_done)
-        asked, save = self.ranks.agree(self.signals.asked or 0, due)
+        """After a step, or an epoch: what one rank was asked to do, all do, where students meet the next time."""
+        self.due |= self.out is not None and self.every.due(self.step, epochs_done)
+        if self.ranks.size > 1 and epochs_done is None and self.step % self.method.exchange_every:
+            return
+        asked, save = self.ranks.agree(self.signals.asked or 0, self.due)
+        self.due = False
         if asked:
             self._stop(asked)
         if save:

@@ -58,6 +58,55 @@ def test_a_few_steps_and_no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert batches == [True] * 3
 
 
+def test_ranks_are_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two of four students each, of which one is dearer: what a rank sends, and the batch of all."""
+    argv = [
+        "plan",
+        "dml",
+        "--student",
+        "small-cnn,width=8",
+        "--student",
+        "small-cnn*3,width=4",
+        "--train-samples",
+        "256",
+    ]
+    argv += ["-b", "16", "--json", "--parallel"]
+    planned = {}
+    for words in ("2x2", "4x1", "1x4", "2x1 --set topology=ring", "2x1 --exchange-every 100", "2x1 --place 0,0,1,1"):
+        assert main([*argv, *words.split()]) == 0
+        planned[words] = json.loads(capsys.readouterr().out)
+    sizes = planned["2x2"]["students"]
+    ranks = {words: each["ranks"] for words, each in planned.items()}
+    assert ranks["4x1"]["students"] == [["peer0"], ["peer1"], ["peer2"], ["peer3"]]
+    assert ranks["2x1 --place 0,0,1,1"]["students"] == [["peer0", "peer1"], ["peer2", "peer3"]]
+    assert [ranks[words]["batch_size"] for words in ("2x2", "4x1", "1x4")] == [32, 16, 64]
+    assert [planned[words]["per_epoch"] for words in ("2x2", "4x1", "1x4")] == [8, 16, 4]
+    message = 4 * 16 * 11  # B x (C + 1) numbers, however many students are here
+    assert [ranks[words]["peer_bytes"] for words in ("2x2", "4x1", "1x4")] == [message, message, 0]
+    (here,) = (each for each in ranks["2x2"]["students"] if "peer0" in each)
+    assert ranks["2x2"]["data_bytes"] == 4 * sum(sizes[name] for name in here)
+    assert ranks["1x4"]["data_bytes"] == 4 * sum(sizes.values())
+    ring = ranks["2x1 --set topology=ring"]
+    assert ring["peer_bytes"] == 4 * 16 * 10 * max(map(len, ring["students"])) and ring["data_bytes"] == 0
+    assert ranks["2x1 --exchange-every 100"]["peer_bytes"] == 0.04 * max(sizes.values()) * max(
+        map(len, ring["students"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--parallel peers", "--parallel: found 'peers'; without ranks it must be as 2x4 (peer x data)"),
+        ("--parallel 3x1", "--parallel: found 3 ranks for peers; there are 2 students to share out"),
+        ("--parallel 1x2 -b 100", "--batch-size: found 100 on each of 2 data ranks; the training set has 128 samples"),
+        ("--parallel 2x1 --place 0,0", "--place: found '0,0'"),
+    ],
+)
+def test_ranks_that_do_not_fit_are_one_line(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "dml", "--student", "small-cnn,width=4", "--train-samples", "128", *words.split()]) == 2
+    assert capsys.readouterr().err.startswith(f"teacherless: {said}")
+
+
 def test_it_says_that_amp_stays_in_fp32(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("teacherless.training.step.fast_in_bf16", lambda device: False)
     argv = ["plan", "plain", "--student", "small-cnn,width=4", "--train-samples", "128"]

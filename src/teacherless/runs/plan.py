@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 import sys
@@ -12,6 +13,7 @@ from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from teacherless.data import Source
 from teacherless.evaluation.metrics import evaluate
@@ -19,11 +21,23 @@ from teacherless.method import Batch, Progress
 from teacherless.runs.build import build_method, load_source
 from teacherless.runs.config import Run
 from teacherless.runs.execute import loaders
+from teacherless.training.mesh import dealt, part_of, shape, splits
 from teacherless.training.precision import tune_allocator
 from teacherless.training.step import Engine, body, make_optimizer, pick_device
 
 TIMED = 5  # steps, after one that is not counted
 SLOW = 2.0  # seconds: a first step that takes longer is the only one
+
+
+class Mesh(NamedTuple):
+    """A run's ranks. Bytes are what one rank hands over, as a mean over steps."""
+
+    peer: int
+    data: int
+    students: list[list[str]]  # of each place along "peer"
+    batch_size: int  # of all ranks
+    peer_bytes: float
+    data_bytes: int  # of gradients; DistributedDataParallel keeps a second copy of them, which is in no peak here
 
 
 class Bill(NamedTuple):
@@ -34,16 +48,18 @@ class Bill(NamedTuple):
     seconds: float  # all epochs
     peak_bytes: int | None  # None where the system does not say (Windows)
     relative: float  # to a step of plain training of the first student
+    ranks: Mesh | None  # with `--parallel PxD`: all that is above is of one rank
 
 
 class Plan:
-    """A run that is built and not trained; nothing is written. Raises: InputError as `train`."""
+    """A run that is built and not trained; nothing is written. With `--parallel PxD` its bill is that of one rank, the
+    one with most to do, which waits for nobody. Raises: InputError as `train`."""
 
     def __init__(self, run: Run) -> None:
         tune_allocator()
         self.run, self.device, self.source = run, pick_device(run.device), load_source(run)
         self.steps = _Steps(run, self.source, self.device)
-        method = self.steps.method
+        method = self.steps.whole
         nets = method.students()
         inside = {id(p) for net in nets.values() for p in net.parameters()}
         self.engine = self.steps.engine.name
@@ -63,7 +79,16 @@ class Plan:
         if self.run.method != "plain":
             plain = _Steps(plain_of(self.run), self.source, self.device)
             relative = step / statistics.mean(plain.seconds())
-        return Bill(step, epoch, self.epochs * epoch, peak, relative)
+        return Bill(step, epoch, self.epochs * epoch, peak, relative, self._mesh())
+
+    def _mesh(self) -> Mesh | None:
+        if self.run.parallel == "auto":
+            return None
+        steps, names, (peers, data) = self.steps, list(self.students), self.steps.shape
+        students = [[names[i] for i in each] for each in steps.assigned]
+        gradients = sum(p.numel() * p.element_size() for p in steps.method.parameters() if p.requires_grad)
+        sent = steps.sent / steps.whole.exchange_every, gradients if data > 1 else 0
+        return Mesh(peers, data, students, data * self.run.batch_size, *sent)
 
     def _validation(self, images: int) -> float:
         """Seconds of an evaluation, from that of some training images."""
@@ -82,6 +107,8 @@ def plain_of(run: Run) -> Run:
         "student": (first,),
         "peers": None,
         "split_into": None,
+        "exchange_every": 1,
+        "parallel": "auto",
         "set": {},
         "teacher": None,
         "engine": "auto",
@@ -90,20 +117,47 @@ def plain_of(run: Run) -> Run:
 
 
 class _Steps:
-    """A method with its data and its engine."""
+    """A method with its data and its engine: all of it, or what one rank has."""
 
     def __init__(self, run: Run, source: Source, device: torch.device) -> None:
         self.run, self.device = run, device
-        self.method, self.per_student = build_method(run, source)
-        self.data = loaders(run, source, self.method.wants, device)[0]
-        self.engine = Engine(self.method.to(device), run, device)
+        self.shape, self.assigned, self.sent = (1, 1), [[0]], 0
+        self.whole, self.per_student = build_method(run, source)
+        self.method = self.whole
+        self.data = loaders(run, source, self.whole.wants, device)[0]
+        self.whole.to(device)
+        if run.parallel != "auto":
+            self._as_rank(run)
+        self.engine = Engine(self.method, run, device, ranks=math.prod(self.shape))
+
+    def _as_rank(self, run: Run) -> None:
+        """Only what the rank with most to do computes; what it sends is counted, and comes back as it is."""
+        count = len(self.whole.students())
+        self.shape = peers, data = shape(run.parallel, None, count, splits(self.whole))
+        self.assigned, costs = dealt(self.whole, run.place, self.data, peers)
+        part_of(self.data, 0, data)
+        if peers > 1:
+            dearest = self.assigned[costs.index(max(costs))]
+            part = self.whole.shard(dearest, self._exchange, partial(self._gather, dearest))
+            assert part is not None
+            self.method = part
+
+    def _exchange(self, own: Tensor) -> Tensor:
+        self.sent = own[0].numel() * own.element_size()
+        return own
+
+    def _gather(self, ours: list[int], own: Tensor) -> tuple[Tensor, list[int]]:
+        views, count, most = len(own) // len(ours), len(self.whole.students()), max(map(len, self.assigned))
+        self.sent = most * views * own[0].numel() * own.element_size()  # all ranks send as many rows
+        rows = own.view(len(ours), views, *own.shape[1:])[[i % len(ours) for i in range(count)]]
+        return rows.flatten(0, 1), [i * views + view for i in ours for view in range(views)]
 
     def seconds(self) -> list[float]:
         """What a step takes, phase by phase."""
         each = []
-        for phase in self.method.phases:
-            self.method.train().begin(phase)
-            optimizer = make_optimizer(self.method.param_groups(), self.run, self.per_student, body(self.method))
+        for phase in self.whole.phases:
+            self.whole.train().begin(phase)
+            optimizer = make_optimizer(self.whole.param_groups(), self.run, self.per_student, body(self.whole))
             batches = cycle(self.data.epoch(0))
             with self.engine:
                 step = partial(self.engine.step, optimizer, progress=Progress())

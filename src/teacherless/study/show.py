@@ -178,11 +178,20 @@ def plan(planned: Plan, json: bool = False) -> None:
         known = {
             key: getattr(planned, key) for key in ("students", "helpers", "engine", "precision", "epochs", "per_epoch")
         }
-        return as_json(known | planned.bill()._asdict())
+        bill = planned.bill()
+        return as_json(known | bill._asdict() | {"ranks": bill.ranks and bill.ranks._asdict()})
     sizes = ", ".join(f"{name} {count:,}" for name, count in planned.students.items())
     print(f"parameters      {sizes}; helpers that are not shipped {planned.helpers:,}")
     print(f"engine          {planned.engine}, {planned.precision}", flush=True)
     bill = planned.bill()
+    if mesh := bill.ranks:
+        places = " | ".join(", ".join(each) for each in mesh.students)
+        print(f"ranks           {mesh.peer} peer x {mesh.data} data: {places}")
+        print(f"batch           {planned.run.batch_size} on each data rank, {mesh.batch_size} in all")
+        print(
+            f"a step sends    {mesh.peer_bytes:,.0f} bytes along peer, {mesh.data_bytes:,} along data, from each rank"
+        )
+        print("what follows is of the rank with most to do; it does not wait for the others, nor for what they send")
     print(f"peak memory     {'unknown' if bill.peak_bytes is None else f'{bill.peak_bytes / 2**30:.2f} GiB'}")
     epoch = f"{duration(bill.epoch_seconds)} an epoch ({planned.per_epoch} steps of {1000 * bill.step_seconds:.1f} ms)"
     print(f"time            {epoch}; {duration(bill.seconds)} for {planned.epochs} epochs")

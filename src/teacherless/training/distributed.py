@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-import math
 import os
 import re
 import sys
@@ -35,16 +34,14 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 import teacherless
-from teacherless.batch import mapped
 from teacherless.data import Loader
 from teacherless.errors import Diverged, InputError, Lost, Stopped
-from teacherless.evaluation.metrics import flops
 from teacherless.method import Method
 from teacherless.models.files import state_hash
 from teacherless.training import torchrun
 from teacherless.training.checkpoint import State
 from teacherless.training.ema import Average, norm_buffers
-from teacherless.training.engines.threads import assign
+from teacherless.training.mesh import dealt, part_of, shape, splits
 from teacherless.training.precision import channels_last
 from teacherless.training.record import STUDENTS
 from teacherless.training.settings import Settings
@@ -53,28 +50,6 @@ T = TypeVar("T")
 OWN = ("recorder", "random", "epoch_random")  # parts of a run's state that each rank has for itself
 START = timedelta(seconds=60)  # for all ranks to be there, at least
 PATIENCE = timedelta(days=30)  # for what only the first rank does; torchrun ends us if that is gone
-
-
-def shape(parallel: str, ranks: int, students: int, splits: bool) -> tuple[int, int]:
-    """The mesh, peer × data. `auto`: as many along "peer" as divide both the ranks and the students.
-
-    Raises: InputError for one that does not fit.
-    """
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", parallel)
-    along = math.gcd(ranks, students) if splits else 1
-    peers, data = {"auto": (along, ranks // along), "data": (1, ranks), "peers": (ranks, 1)}.get(parallel, (0, 0))
-    if found:
-        peers, data = int(found[1]), int(found[2])
-    if not peers:
-        raise InputError(f"--parallel: found {parallel!r}; must be auto, data, peers, or as 2x4 (peer x data)")
-    if peers * data != ranks:
-        raise InputError(f"--parallel: found {parallel}, which is {peers * data} ranks; torchrun started {ranks}")
-    if peers > students:
-        raise InputError(f"--parallel: found {peers} ranks for peers; there are {students} students to share out")
-    if peers > 1 and not splits:
-        why = "the method, with these options, does not split by students"
-        raise InputError(f"--parallel: found {parallel}; {why}; use data")
-    return peers, data
 
 
 @contextlib.contextmanager
@@ -213,8 +188,7 @@ class Ranks:
         self.parameters = {name for name, _ in method.named_parameters()}
         if self.size == 1:
             return
-        splits = method.shard(self.own, lambda own: own, lambda own: (own, slice(None))) is not None
-        self.shape = peers, data = shape(settings.parallel, self.size, len(names), splits)
+        self.shape = peers, data = shape(settings.parallel, self.size, len(names), splits(method))
         if settings.on_divergence == "revive":
             raise InputError(f"--on-divergence: found revive with {self.size} ranks; must be isolate or stop")
         if settings.sync_bn and self._device().type != "cuda":
@@ -223,15 +197,8 @@ class Ranks:
             kind = type(loader).__name__
             raise InputError(f"train_data: found a {kind}; ranks need a teacherless.data.Loader, alike on all of them")
         self.peer, self.data = divmod(self.rank, data)
-        loader.rank, loader.ranks = self.data, data
-        if len(loader) == 0:
-            each = f"found {loader.batch_size} on each of {data} data ranks"
-            raise InputError(f"--batch-size: {each}; the training set has {len(loader.labels)} samples")
-        if settings.place is not None:
-            self.assigned = placed(settings.place, len(names), peers)
-        else:
-            few = mapped(lambda x: x[:2], next(iter(loader.epoch(0))).inputs[0])
-            self.assigned = assign([flops(net, few) for net in method.students().values()], peers)
+        part_of(loader, self.data, data)
+        self.assigned, _ = dealt(method, settings.place, loader, peers)
         self.own = self.assigned[self.peer]
         grid = torch.arange(self.size).view(peers, data)
         make = partial(dist.new_subgroups_by_enumeration, timeout=self.timeout)  # a mesh's own wait half an hour
@@ -423,15 +390,6 @@ class Ranks:
             sums["random/torch"] = generator.get_state()
         recorder = values["recorder"] | {"count": values["recorder"]["count"] * first}
         return State({**tensors, **sums}, {**values, "recorder": recorder})
-
-
-def placed(text: str, students: int, peers: int) -> list[list[int]]:
-    """`0,0,1`: each student's place along "peer". Raises: InputError for anything else."""
-    places = [int(place) if place.isdecimal() else -1 for place in text.split(",")]
-    if len(places) != students or {*places} != {*range(peers)}:
-        legal = f"for each of {students} students a place from 0 to {peers - 1}, and none of these left empty"
-        raise InputError(f"--place: found {text!r}; must be {legal}")
-    return [[student for student, place in enumerate(places) if place == peer] for peer in range(peers)]
 
 
 class _Apart(nn.Module):

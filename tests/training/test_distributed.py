@@ -6,12 +6,14 @@ import contextlib
 import io
 import math
 import os
+import shutil
 import signal
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -21,12 +23,15 @@ from test_all_methods import build
 from test_checkpoint import contents
 from torch import Tensor, nn
 
+import teacherless
 import teacherless as tl
 from teacherless.cli import main
 from teacherless.data import Loader
 from teacherless.data.augment.distort import Augment
 from teacherless.method import Method
 from teacherless.methods import METHODS
+from teacherless.training import checkpoint
+from teacherless.training.distributed import Ranks
 
 HOW: dict[str, Any] = {"epochs": 2, "lr": 0.05, "quiet": True}
 COMPLETE = tuple(tuple(0.0 if i == k else 1 / 3 for i in range(4)) for k in range(4))  # by gather, as a matrix
@@ -48,13 +53,30 @@ def test_peers_on_ranks_are_those_of_one_process(options: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    "options", [{"topology": "ring"}, {"topology": COMPLETE}, {"mimicry": "symmetric", "views": 2}], ids=str
+    "options",
+    [
+        {"topology": "ring"},
+        {"topology": COMPLETE},
+        {"mimicry": "symmetric", "views": 2},
+        {"exchange_every": 3},
+        {"exchange_every": 3, "topology": "ring"},
+    ],
+    ids=str,
 )
 def test_peers_that_gather_are_those_of_one_process_to_the_bit(options: dict[str, Any]) -> None:
     alone, _ = peers(options, {})
     for ranks in (2, 4):
         for found, _ in on_ranks(ranks, peers, options, {"place": "1,0,0,1" if ranks == 2 else None}):
             assert farthest(found, alone) == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"topology": "star"}, {"exchange_every": 3}], ids=str)
+def test_a_mesh_of_2_by_2_is_the_2_peers_on_2_data_ranks(options: dict[str, Any]) -> None:
+    """With batch norm: each data rank has statistics of its own part in both."""
+    options = {"peers": 2, **options}
+    ((expected, _), _) = on_ranks(2, peers, options, {"parallel": "data"}, 8)
+    for found, _ in on_ranks(4, peers, options, {"parallel": "2x2"}, 8):
+        assert farthest(found, expected) < 1e-6
 
 
 def plainly(name: str, batch: int, parallel: str = "auto") -> list[Tensor]:
@@ -81,9 +103,9 @@ def test_parts_of_a_batch_are_the_batch(name: str) -> None:
 # A folder ------------------------------------------------------------------------------------------------------------
 
 
-def dropping() -> Method:
+def dropping(**options: Any) -> Method:
     """Peers that draw random numbers."""
-    method = cohort()
+    method = cohort(**options)
     for net in method.students().values():
         net.stages[1].append(nn.Dropout(0.2))
     return method
@@ -92,7 +114,8 @@ def dropping() -> Method:
 def in_folder(out: Path, batch: int, at: int, resume: bool, settings: dict[str, Any]) -> dict[str, Any]:
     """Train four peers; the last rank is asked to stop before batch `at`."""
     last = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
-    method = dropping() if settings.pop("drop", True) else cohort(norm=False)
+    options = settings.pop("options", {})
+    method = dropping(**options) if settings.pop("drop", True) else cohort(norm=False, **options)
     stop = partial(signal.raise_signal, signal.SIGTERM)
     data = loader(batch, at=at if last else -1, then=stop)
     val = validation()
@@ -131,6 +154,29 @@ def test_resume_is_the_same_bits_on_the_same_mesh(ranks: int, parallel: str, bat
 )
 def test_resume_is_the_same_bits_on_larger_meshes(ranks: int, parallel: str, batch: int, tmp_path: Path) -> None:
     resumed(ranks, parallel, batch, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "parallel", "batch", "every"),
+    [(1, "auto", 16, 5), (2, "2x1", 16, 5), pytest.param(4, "2x2", 8, 10, marks=pytest.mark.exhaustive)],
+)
+def test_copies_of_peers_are_in_the_checkpoint(
+    ranks: int, parallel: str, batch: int, every: int, tmp_path: Path
+) -> None:
+    """All stop between two exchanges: one process after step 3, ranks at an epoch's end."""
+    resumed(ranks, parallel, batch, tmp_path, options={"exchange_every": every})
+    stopped, *_ = sorted(int(path.name) for path in checkpoint.steps(tmp_path / "halves" / "checkpoints"))
+    assert stopped % every, "between two exchanges"
+
+
+def test_peers_on_ranks_that_learn_from_copies_go_on_as_one_process(tmp_path: Path) -> None:
+    """To the bit: whoever has a copy computes with the same weights."""
+    how = {"drop": False, "options": {"exchange_every": 5}}
+    straight = in_folder(tmp_path / "straight", 16, -1, False, {**how})
+    stopped = on_ranks(2, in_folder, tmp_path / "run", 16, 2, False, {"parallel": "2x1", **how})
+    assert {found.kind for found in stopped} == {"Stopped"}
+    found = in_folder(tmp_path / "run", 16, -1, True, {**how})
+    assert farthest(found["weights"], straight["weights"]) == 0
 
 
 def test_another_mesh_goes_on(tmp_path: Path) -> None:
@@ -172,6 +218,32 @@ def test_a_step_sends_one_number_per_class_and_sample_whatever_the_peers() -> No
             assert sent == [4 * 32 * (CLASSES + 1)] * 2
 
 
+def met(every: int) -> list[list[int]]:
+    """Two epochs of four steps: the bytes of every gather, and of every all-reduce along "peer" or of all ranks."""
+    sent: list[list[int]] = [[], []]
+    calls = dist.all_gather, dist.all_reduce
+
+    def counting(which: int, first: Any, *given: Any, **more: Any) -> Any:
+        tensor = given[0] if which == 0 else first
+        sent[which].append(tensor.numel() * tensor.element_size())
+        return calls[which](first, *given, **more)
+
+    dist.all_gather, dist.all_reduce = partial(counting, 0), partial(counting, 1)
+    tl.train(cohort(2, exchange_every=every), loader(16), **HOW)
+    return sent
+
+
+def test_ranks_meet_where_peers_exchange_and_at_an_epochs_end() -> None:
+    largest = max(sum(p.numel() for p in net.parameters()) for net in cohort(2).students().values())
+    for often, seldom in zip(on_ranks(2, met, 1), on_ranks(2, met, 4), strict=True):
+        assert often[0] == []
+        assert seldom[0] == [4 * largest] * 2  # all weights, at steps 0 and 4
+        each_step = 8 * [4 * 16 * (CLASSES + 1)]
+        assert (
+            len(often[1]) - len(seldom[1]) == len(each_step) + 6
+        )  # whether to stop or save is asked twice, not 8 times
+
+
 # What goes wrong -----------------------------------------------------------------------------------------------------
 
 
@@ -198,19 +270,45 @@ def test_a_peer_that_goes_bad_leaves_on_all_ranks() -> None:
                 assert farthest(found["weights"], alone["weights"]) < 1e-6
 
 
-def other(what: str) -> None:
+def other(what: str, place: Path) -> None:
     """The last rank has something else than the others."""
     odd = os.environ["RANK"] == "1"
+    if odd and what == "code":
+        mine = Path(teacherless.__file__)
+        shutil.copytree(mine.parent, place / "teacherless", ignore=shutil.ignore_patterns("__pycache__"))
+        with (place / "teacherless" / "losses.py").open("a") as file:
+            file.write("# as somebody left it\n")
+        teacherless.__file__ = str(place / "teacherless" / mine.name)
     data = Loader(
         resident(0, 40 if odd and what == "data" else 64), batch_size=16, augment=Augment(), mean=[0.5], std=[0.3]
     )
-    tl.train(cohort(2), data, epochs=1, lr=0.1 if odd and what == "settings" else 0.05, quiet=True)
+    method = cohort(3 if odd and what == "networks" else 2)
+    tl.train(method, data, epochs=1, lr=0.1 if odd and what == "settings" else 0.05, quiet=True)
 
 
-@pytest.mark.parametrize("what", ["data", "settings"])
-def test_ranks_that_differ_are_refused(what: str) -> None:
-    found = on_ranks(2, other, what)
+@pytest.mark.parametrize("what", ["data", "settings", "code", "networks"])
+def test_ranks_that_differ_are_refused(what: str, tmp_path: Path) -> None:
+    found = on_ranks(2, other, what, tmp_path)
     assert found == [("InputError", f"rank 1: its {what} differ from rank 0's; all ranks need the same")] * 2
+
+
+def reading_its_own(folder: Path) -> tuple[int, str]:
+    """Exit code and stderr of `train dml` on a file of this rank's own; the last rank's has another pixel."""
+    odd, said = os.environ["RANK"] == "1", io.StringIO()
+    mine = folder / os.environ["RANK"]
+    mine.mkdir()
+    images, labels = np.zeros((40, 8, 8), np.uint8), np.arange(40) % 4
+    images[7, 3, 3] = odd
+    np.savez(mine / "set.npz", x_train=images, y_train=labels, x_test=images[:8], y_test=labels[:8])
+    words = ["--data", "npz:set.npz", "--data-dir", str(mine), "--student", "small-cnn,width=4", "--steps", "2"]
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        code = main(["train", "dml", *words, "--batch-size", "8", "--out", str(folder / "run")])
+    return code, said.getvalue()
+
+
+def test_a_pixel_that_differs_is_refused(tmp_path: Path) -> None:
+    told = "teacherless: rank 1: its data differ from rank 0's; all ranks need the same\n"
+    assert on_ranks(2, reading_its_own, tmp_path) == [(2, told), (2, "")]
 
 
 def hanging() -> None:
@@ -224,6 +322,31 @@ def test_a_rank_that_hangs_is_noticed_in_time() -> None:
     found = on_ranks(2, hanging, waits_for=1)
     assert found[0].kind == "Lost" and "did not answer within timeout 3" in found[0].text
     assert time.monotonic() - began < 50, "the other rank sleeps for a minute"
+
+
+def hanging_at_the_end(where: str) -> dict[str, Any]:
+    """The last rank sleeps in the last validation, or when it has sent what it has learnt."""
+    val = validation()
+    if os.environ["RANK"] == "1":
+        if where == "validation":
+            val = loader(64, at=0, then=partial(time.sleep, 600))
+        else:
+            collect = Ranks.collect
+
+            def late(self: Ranks, method: Method) -> None:
+                collect(self, method)
+                time.sleep(600)
+
+            Ranks.collect = late
+    return tl.train(cohort(2), loader(16), val, epochs=1, lr=0.05, timeout=3, quiet=True).summary
+
+
+def test_a_rank_that_hangs_at_the_end_is_noticed_in_time() -> None:
+    """`on_ranks` waits for three minutes, where the other rank sleeps for ten."""
+    (lost,) = on_ranks(2, hanging_at_the_end, "validation", waits_for=1)
+    assert lost.kind == "Lost" and "did not answer within timeout 3" in lost.text
+    (summary,) = on_ranks(2, hanging_at_the_end, "sent", waits_for=1)
+    assert summary["epochs"] == 1, "the first rank needs nothing more, and waits for nobody"
 
 
 NO_SPLIT = "the method, with these options, does not split by students; use data"

@@ -53,12 +53,12 @@ class Stopped(RuntimeError):
         self.exit_code = 128 + signal
 
 
-def unknown(kind: str, name: str, legal: Iterable[str]) -> InputError:
-    """The error for a name nobody knows, with the nearest legal one."""
+def unknown(kind: str, name: str, legal: Iterable[str], *, listed: str | None = None) -> InputError:
+    """The error for a name nobody knows, with the nearest legal one, and all of them, or where they are `listed`."""
     legal = sorted(legal)
     near = difflib.get_close_matches(name, legal, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return InputError(f"unknown {kind} {name!r}{hint} (known: {', '.join(legal)})")
+    return InputError(f"unknown {kind} {name!r}{hint} (known: {listed or ', '.join(legal)})")
 
 
 def names_code(where: object, name: str) -> InputError:

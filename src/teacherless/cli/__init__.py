@@ -12,13 +12,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 import teacherless
-from teacherless.cli.given import AllFlags, Json, Switch, examples, merged, number_range
+from teacherless.cli.given import AllFlags, Count, Json, Switch, examples, merged, number_range
 from teacherless.cli.lists import lists
+from teacherless.cli.wording import reworded
 from teacherless.errors import Diverged, InputError, Lost, Stopped, one_line, short
 from teacherless.files import schemas
 from teacherless.runs.flags import Flags
@@ -150,11 +151,11 @@ def compare(
     *,
     flags: AllFlags = Flags(),
     methods: str | None = None,
-    seeds: int = 5,
+    seeds: Count = 5,
     equal_compute: Switch = False,
     sweep: str | None = None,
-    jobs: int | None = None,
-    backend: tuple[Literal["dask", "ray"], str] | None = None,
+    jobs: Count | None = None,
+    backend: Annotated[tuple[Literal["dask", "ray"], str] | None, Parameter(negative=())] = None,
     out: Path | None = None,
     recipe: Path | None = None,
     json: Json = False,
@@ -192,9 +193,6 @@ def compare(
     run, names = merge_comparison(methods, dict(flags) | ({"peers": None} if sizes else {}), recipe)
     if torchrun.size() > 1:
         raise InputError("compare: its runs are side by side by --jobs; start it without torchrun")
-    for flag, number in (("--seeds", seeds), ("--jobs", jobs)):
-        if number is not None and number < 1:
-            raise InputError(f"{flag}: found {number}; must be at least 1")
     from teacherless.study.cells import on_cluster
     from teacherless.study.compare import compare as run_comparison
 
@@ -265,7 +263,7 @@ def predict(
     /,
     *,
     format: Literal["table", "csv", "json"] = "table",
-    top: int = 5,
+    top: Count = 5,
     trust_imports: Switch = False,
     json: Json = False,
 ) -> int:
@@ -452,7 +450,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except CycloptsError as error:
-        return _complain(error, 2)
+        return _complain(reworded(error), 2)
     except (InputError, Diverged, Lost, Stopped) as error:
         return _complain(error, error.exit_code)
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from pydantic import BaseModel
 
+from teacherless.cli.wording import count
 from teacherless.errors import InputError
 from teacherless.runs.config import Run
 from teacherless.runs.flags import DataFlags, Flags
@@ -16,6 +17,7 @@ AllFlags = Annotated[Flags, Parameter(name="*")]
 SomeFlags = Annotated[DataFlags, Parameter(name="*")]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="print JSON instead of a table")]
 Switch = Annotated[bool, Parameter(negative=())]
+Count = Annotated[int, Parameter(converter=count)]
 
 
 def given(flags: BaseModel) -> list[str]:

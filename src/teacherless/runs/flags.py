@@ -35,7 +35,7 @@ def flags(*names: str) -> Any:
             help=f"{field.description} {_default(field.default)}".strip(),
             metavar="KEY=VALUE" if name == "set" else _metavar(annotation),
             negative=None if kind is bool else (),
-            consume_multiple=name == "decay_milestones",
+            consume_multiple=1 if name == "decay_milestones" else None,
         )
         fields[name] = (Annotated[kind | None, note], None)
     return create_model("Flags", **fields)

@@ -14,7 +14,9 @@ from sklearn.metrics import confusion_matrix
 import teacherless as tl
 from teacherless.cli import main
 from teacherless.models.files import save_student
+from teacherless.runs.predict import predict
 from teacherless.runs.results import confusion, evaluate_folder
+from teacherless.runs.stored import shipped
 
 CLASSES = ["red", "green", "blue"]
 
@@ -70,6 +72,27 @@ def test_classes_and_mistakes_are_those_of_the_files(
         readable = [Image.open(path) for path in own if path.stat().st_size > 100]
         assert any(np.array_equal(np.asarray(image), pixels.numpy()) for image in readable)
     assert any(mistake.file for mistake in found.mistakes) == lazily
+
+
+def test_a_student_reads_a_folder_as_it_was_trained(photos: Path, tmp_path: Path) -> None:
+    """Gray, cut to squares, by its config alone: as `predict` reads the same files."""
+    made = tl.create("small-cnn", num_classes=3, in_channels=1, width=4, seed=0)
+    about = {"classes": sorted(CLASSES), "input_size": [8, 8], "channels": 1, "mean": [0.5], "std": [0.25]}
+    save_student(tmp_path / "gray", made, about | {"fit": "crop"})
+    evaluation = evaluate_folder(tmp_path / "gray", data=str(photos), data_dir=None, split="val")
+    files = sorted((photos / "val").rglob("*.png"))
+    guesses = [next(iter(each.probabilities)) for each in predict(shipped(tmp_path / "gray"), files)]
+    right = sum(guess == file.parent.name for guess, file in zip(guesses, files, strict=True))
+    assert evaluation.metrics["gray"]["top1"] == pytest.approx(100 * right / len(files))
+    counts = [sum(guess == name for guess in guesses) for name in evaluation.classes]
+    assert np.sum(evaluation.confusion, 0).tolist() == counts
+
+
+def test_data_of_other_channels_is_refused(student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, labels = np.zeros((30, 16, 16), np.uint8), np.arange(30) % 3
+    np.savez(tmp_path / "gray.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    assert main(["evaluate", str(student), "--data", f"npz:{tmp_path / 'gray.npz'}"]) == 2
+    assert "are 1; the student reads 3" in capsys.readouterr().err
 
 
 def test_on_the_command_line(student: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

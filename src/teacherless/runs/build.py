@@ -26,12 +26,17 @@ from teacherless.runs.stored import shipped
 from teacherless.runs.widths import split
 
 
-def load_source(run: Run, *, quiet: bool = False) -> Source:
+def load_source(run: Run, *, reader: Mapping[str, Any] | None = None, quiet: bool = False) -> Source:
     """The data the run names; noise of its shape for `--small`, unless --data-dir says where files are.
+
+    Args:
+        run: the settings.
+        reader: the config of a student that is to read these images (default: of what the run's students start from).
+        quiet: say nothing about files.
 
     Raises: InputError, with `--bad-images stop` also for a file that cannot be read.
     """
-    reads = _reads(run)
+    reads = _reads(run) if reader is None else _as_read_by(reader)
     fixed = run.data in data.SOURCES or run.data.startswith("npz:")  # images that come in one size
     source = data.load(
         run.data,
@@ -59,10 +64,14 @@ def _reads(run: Run) -> dict[str, Any]:
     """How the weights that students start from want their images: size, fit, mean and std; nothing where they start
     afresh. What a user says of the size beats it."""
     if run.init is not None:
-        config = shipped(run.init, trust_imports=run.trust_imports).config
-        size, gray = config["input_size"][0], True if config["channels"] == 1 else None
-        return {"size": size, "gray": gray} | {key: config.get(key) for key in ("fit", "mean", "std")}
+        return _as_read_by(shipped(run.init, trust_imports=run.trust_imports).config)
     return by_name.reads(parse_student(run.student[0]).name) if run.pretrained else {}
+
+
+def _as_read_by(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How a student reads its images, by its config."""
+    size, gray = config["input_size"][0], True if config["channels"] == 1 else None
+    return {"size": size, "gray": gray} | {key: config.get(key) for key in ("fit", "mean", "std")}
 
 
 def _of_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:

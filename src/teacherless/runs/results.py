@@ -110,10 +110,15 @@ def source_of(path: Path, stored: StoredRun, data: str | None = None, data_dir: 
     run, config = stored.run, next(iter(stored.students.values())).config
     if run is None and data is None:
         raise InputError(f"--data: {path} does not say what it was trained on; name the data")
-    run = run or Run(method="plain")
-    if data not in (None, run.data):  # nothing of what the run did to its own data, but the student's input size
-        run = Run(method=run.method, data=data, img_size=config["input_size"][0], workers=run.workers)
-    return load_source(run.model_copy(update={"data_dir": data_dir or run.data_dir}))
+    if run and data in (None, run.data):
+        source = load_source(run.model_copy(update={"data_dir": data_dir or run.data_dir}))
+    else:  # nothing of what the run did to its own data, but how the student reads its images
+        other = Run(method="plain", data=str(data), data_dir=data_dir, img_size=config["input_size"][0])
+        source = load_source(other, reader=config)
+    if source.channels != config["channels"]:
+        wanted = config["channels"]
+        raise InputError(f"--data: the channels of {source.name} are {source.channels}; the student reads {wanted}")
+    return source
 
 
 def confusion(guess: Tensor, labels: Tensor, classes: int) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -80,6 +81,17 @@ def test_an_ensemble_with_a_gate(run: Callable[[str], Path], tmp_path: Path, cap
     shutil.rmtree(without / "checkpoints")
     assert main(["export", str(without), *words]) == 2
     assert "own weights" in capsys.readouterr().err
+
+
+def test_an_ensemble_with_a_gate_over_somebody_elses_network(zoo: None, tmp_path: Path, capsys: Shown) -> None:
+    """A trunk that stops half-way, and branches that repeat what it said, are one program."""
+    student = "timm/test_vit,img_size=8,patch_size=2"
+    words = ["train", "one", "--student", student, "--steps", "2", "-b", "16", "--out", str(tmp_path / "run"), "--json"]
+    assert main(words) == 0
+    words = ["--which", "ensemble", "--dynamic-batch", "--format"]
+    assert export(tmp_path / "run", tmp_path / "torch", capsys, *words, "torch")["difference"] == 0
+    if importlib.util.find_spec("onnxscript") and importlib.util.find_spec("onnxruntime"):
+        assert export(tmp_path / "run", tmp_path / "onnx", capsys, *words, "onnx")["agree"] == 1
 
 
 @pytest.mark.parametrize("half", [(), ("--half",)])

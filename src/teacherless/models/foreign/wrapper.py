@@ -311,7 +311,7 @@ class Foreign(Insides):
     def _as_map(self, stage: str, output: Tensor) -> Tensor:
         if output.dim() == 3 and (grid := self._grid(output.shape[1])):
             before, height, width = grid
-            return output[:, before:].transpose(1, 2).reshape(len(output), -1, height, width)
+            return output[:, before:].transpose(1, 2).reshape(output.shape[0], -1, height, width)
         return output.permute(0, 3, 1, 2) if channels_last(_output_shape(self.structure, stage)) else output
 
     def _on_exit(self, path: str, use: Callable[[Tensor], None]) -> Callable[[], None]:
@@ -325,17 +325,22 @@ class Foreign(Insides):
         return self.net.get_submodule(path).register_forward_hook(hook).remove
 
     def _run_to(self, path: str, x: Input) -> Tensor:
+        reached: list[Tensor] = []
+
         def stop(output: Tensor) -> None:
-            raise _Reached(output)
+            reached.append(output)
+            if not torch.compiler.is_exporting():  # its tracer would be lost; what nobody reads it drops
+                raise _Reached
 
         remove = self._on_exit(path, stop)
         try:
-            call(self, x)
-        except _Reached as reached:
-            return reached.output
+            with suppress(_Reached):
+                call(self, x)
         finally:
             remove()
-        raise self._not_run(path)
+        if not reached:
+            raise self._not_run(path)
+        return reached[0]
 
     def _not_run(self, stage: str) -> InputError:
         return InputError(
@@ -344,10 +349,7 @@ class Foreign(Insides):
 
 
 class _Reached(Exception):
-    """Carries a stage's output out of a network."""
-
-    def __init__(self, output: Tensor) -> None:
-        self.output = output
+    """Nothing after a stage is wanted."""
 
 
 def _output_shape(structure: Structure, stage: str) -> torch.Size:

@@ -64,7 +64,9 @@ def code_of(page: str) -> str:
 
 
 @pytest.mark.parametrize("page", list(NEEDS))
-def test_page(page: str, ours: Any, tmp_path: Path) -> None:
+def test_page(page: str, ours: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if page == "timm":  # beside a torch of another build too
+        request.getfixturevalue("zoo")
     for package in NEEDS[page]:
         there = Forked(before=partial(importlib.import_module, package))
         if there.wait():  # in a process of its own, as the page will be

@@ -1,4 +1,4 @@
-"""Every network of ours through every format of export and back: writes docs/export.md.
+"""Every network of ours through every format of export and back: writes docs/export.md; of some, their rows in it.
 
     pip install 'teacherless[onnx]'
     python benchmarks/export.py [NETWORK]...
@@ -83,26 +83,36 @@ def row(name: str, data: Path, work: Path) -> str:
     return "| " + " | ".join(cells) + " |\n"
 
 
+def rows_of_page() -> dict[str, str]:
+    lines = PAGE.read_text(encoding="utf-8").splitlines() if PAGE.exists() else []
+    rows = {line.split("|")[1].strip(): f"{line}\n" for line in lines if line.startswith("| ")}
+    return {name: row for name, row in rows.items() if name in models.MODELS}
+
+
+def write_page(rows: dict[str, str]) -> None:
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnx", "onnxscript", "onnxruntime"))
+    rest = ", ".join(name for name in models.MODELS if name not in rows)
+    PAGE.write_text(
+        "# Every network, every format, and back\n\n"
+        f"Written by `python benchmarks/export.py`: {IMAGES} images of digits through the network here, and through\n"
+        "the exported file in a process without teacherless. A cell: the largest difference of two logits in batches\n"
+        "of 1, 7 and 64; the file's size; what an image takes alone, on one thread of a busy CPU.\n\n"
+        f"{versions}; Python {sys.version.split()[0]}. Not measured: {rest or 'none'}.\n\n"
+        f"| network | images | {' | '.join(FORMATS)} |\n|---|---|---|---|---|\n"
+        f"{''.join(rows[name] for name in models.MODELS if name in rows)}",
+        encoding="utf-8",
+    )
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    names = sys.argv[1:] or list(models.MODELS)
+    rows = rows_of_page()
     with tempfile.TemporaryDirectory() as folder:
         data = photos(Path(folder) / "digits")
-        rows = []
-        for name in names:
+        for name in sys.argv[1:] or models.MODELS:
             with tempfile.TemporaryDirectory() as work:
-                rows.append(row(name, data, Path(work)))
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnx", "onnxscript", "onnxruntime"))
-    if not sys.argv[1:]:
-        PAGE.write_text(
-            "# Every network, every format, and back\n\n"
-            f"Written by `python benchmarks/export.py`: {IMAGES} images of digits through the network here, and\n"
-            "through the exported file in a process without teacherless. A cell: the largest difference of two logits\n"
-            "in batches of 1, 7 and 64; the file's size; what an image takes alone, on one thread of a busy CPU.\n\n"
-            f"{versions}; Python {sys.version.split()[0]}.\n\n"
-            f"| network | images | {' | '.join(FORMATS)} |\n|---|---|---|---|---|\n{''.join(rows)}",
-            encoding="utf-8",
-        )
+                rows[name] = row(name, data, Path(work))
+            write_page(rows)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,44 @@
 """The ledger: studies that anyone can run again, and what follows from them.
 
-python results/ledger.py run STUDY        run its commands, then put its numbers into results/STUDY
-python results/ledger.py check [STUDY]    one cell, picked at random, again: the same bits?
-python results/ledger.py write            README.md, docs/learnt.md and results/ledger.json from the numbers
+python results/ledger.py run STUDY [--jobs 1]    run its commands, then put its numbers into results/STUDY
+python results/ledger.py check [STUDY]           one cell, picked at random, again: the same bits?
+python results/ledger.py write                   README.md, docs/learnt.md and results/ledger.json from the numbers
 
 A study is a folder with `study.toml`: the question, the bet and the design, written down before it was run, and its
-commands. Beside it stand what it gave (compare.json, compare.csv, report.html of each comparison), the hashes of every
-network that was trained (cells.jsonl), and where it ran (ran.json), with the hash of the design it ran with.
+commands. Beside it stand what it gave (compare.json and compare.csv of each comparison), the hashes of every network
+that was trained (cells.jsonl), and where it ran (ran.json), with the hash of the design it ran with.
+
+    before = [...]      commands that come first, as one that trains a teacher
+    [images.NAME]       a data set with wrong labels or rare classes, made from another: see made.py
+    [comparisons]       NAME = "compare ...", without --out
+    [plain]             NAME = "OTHER": its plain is trained in the comparison OTHER, which stands before it
+    contrasts = [["a/dml", "b/plain"], ...]     differences of rows of two comparisons with the same seeds
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import random
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # results.nets:… is a student of some studies
 BEGIN, END = "<!-- written by `make readme` -->", "<!-- end of what `make readme` writes -->"
-KEPT = ("compare.json", "compare.csv", "report.html")
+KEPT = ("compare.json", "compare.csv")
+SAME = 1.1  # times plain's FLOPs: as good as the same
 
 
 def studies() -> dict[str, dict[str, Any]]:
@@ -44,32 +54,56 @@ def design_hash(study: str) -> str:
 # Running --------------------------------------------------------------------------------------------------------------
 
 
-def run(study: str) -> None:
-    """Run a study's commands in runs/results/STUDY, where they go on if they were stopped, and keep its numbers."""
+def run(study: str, *flags: str) -> None:
+    """Run a study's commands in runs/results/STUDY, where they go on if they were stopped, and keep its numbers. Flags
+    are of all of them and change no number: `--jobs 1`."""
     from bench import machine
 
     design, work = studies()[study], ROOT / "runs" / "results" / study
     where = {**machine("cpu"), "design": design_hash(study)}
-    for command in design.get("before", []):
-        arguments = shlex.split(command)
-        if not (Path(arguments[arguments.index("--out") + 1]) / "summary.json").exists():
-            teacherless(arguments)
+    prepare(design)
     for name, command in design["comparisons"].items():
-        teacherless([*shlex.split(command), "--out", str(work / name)])
+        if name in design.get("plain", {}):
+            share_plain(work / design["plain"][name] / "cells", work / name / "cells")
+        teacherless([*shlex.split(command), "--out", str(work / name), *flags])
         kept = HERE / study / name
         kept.mkdir(exist_ok=True)
         for file in KEPT:
             shutil.copy(work / name / file, kept / file)
         template = json.loads((kept / "compare.json").read_text("utf-8"))["settings"]
-        lines = [cell_line(folder, template) for folder in sorted((work / name / "cells").iterdir())]
+        cells = sorted((work / name / "cells").iterdir())
+        lines = [cell_line(folder, template) for folder in cells]
         (kept / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        (kept / "curves.json").write_text(json.dumps(curves(cells)) + "\n", encoding="utf-8")
     (HERE / study / "ran.json").write_text(json.dumps(where, indent=1) + "\n", encoding="utf-8")
 
 
+def prepare(design: dict[str, Any]) -> None:
+    """What a study's cells read: images, and networks that were trained before."""
+    from made import make
+
+    for name, spec in design.get("images", {}).items():
+        make(ROOT / "runs" / "results" / "images" / f"{name}.npz", **spec)
+    for command in design.get("before", []):
+        arguments = shlex.split(command)
+        if not (ROOT / arguments[arguments.index("--out") + 1] / "summary.json").exists():
+            teacherless(arguments)
+
+
+def share_plain(theirs: Path, ours: Path) -> None:
+    """Plain's cells of another comparison; `compare` refuses them if they have other settings."""
+    for cell in theirs.glob("plain-s*"):
+        if not (ours / cell.name).exists():
+            shutil.copytree(cell, ours / cell.name)
+
+
 def teacherless(arguments: list[str]) -> None:
-    """The command line."""
+    """The command line, in this process."""
+    from teacherless.cli import main
+
     print("teacherless", shlex.join(arguments), flush=True)
-    subprocess.run([sys.executable, "-m", "teacherless", *arguments], check=True, cwd=ROOT)
+    if code := main(arguments):
+        raise SystemExit(code)
 
 
 def cell_line(folder: Path, template: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +112,23 @@ def cell_line(folder: Path, template: dict[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in settings.items() if key not in template or template[key] != value}
     summary = folder / "summary.json"
     return {"cell": folder.name, "settings": own, "files": networks(summary) if summary.exists() else None}
+
+
+def curves(cells: list[Path]) -> dict[str, list[list[float]]]:
+    """By row, after each epoch: the share of training that is done, and top-1 on validation, the mean over students and
+    seeds. Of rows whose epochs are those of all their seeds."""
+    each: dict[str, list[list[list[float]]]] = {}
+    for cell in cells:
+        text = (cell / "metrics.jsonl").read_text("utf-8") if (cell / "metrics.jsonl").exists() else ""
+        lines = [json.loads(line) for line in text.splitlines()]
+        keys = [key for key in (lines[-1] if lines else {}) if key.startswith("val/top1/")]
+        points = [[line["step"] / lines[-1]["step"], fmean(line[key] for key in keys)] for line in lines if keys]
+        each.setdefault(cell.name.rpartition("-s")[0], []).append(points)
+    means = {}
+    for row, seeds in each.items():
+        if len({len(points) for points in seeds}) == 1 and seeds[0]:
+            means[row] = [[at[0][0], round(fmean(value for _, value in at), 3)] for at in zip(*seeds, strict=True)]
+    return means
 
 
 def networks(summary: Path) -> dict[str, str]:
@@ -94,8 +145,10 @@ def check(study: str | None) -> None:
     files = sorted(HERE.glob(f"{study or '*'}/*/cells.jsonl"))
     cells = [(path, json.loads(line)) for path in files for line in path.read_text("utf-8").splitlines()]
     path, cell = random.choice([(path, cell) for path, cell in cells if cell["files"]])
+    prepare(studies()[path.parent.parent.name])
     settings = json.loads(path.with_name("compare.json").read_text("utf-8"))["settings"] | cell["settings"]
-    run = Run.model_validate(as_given({key: value for key, value in settings.items() if key in Run.model_fields}))
+    given = as_given({key: value for key, value in settings.items() if key in Run.model_fields})
+    run = Run.model_validate({**given, "trust_imports": True})  # ours: results/nets.py
     with tempfile.TemporaryDirectory() as out:
         run_cell(run, Path(out) / "cell")
         same = networks(Path(out) / "cell" / "summary.json") == cell["files"]
@@ -106,33 +159,85 @@ def check(study: str | None) -> None:
 # Writing --------------------------------------------------------------------------------------------------------------
 
 
+def table_of(study: str, comparison: str) -> dict[str, Any]:
+    """What a comparison gave, by row; nothing of one that was not run."""
+    file = HERE / study / comparison / "compare.json"
+    return json.loads(file.read_text("utf-8"))["methods"] if file.exists() else {}
+
+
 def rows() -> Iterator[dict[str, Any]]:
-    """One per study, comparison and row against plain: what the cards, the README and docs/learnt.md say."""
+    """One per study, comparison and row against plain, then the study's contrasts: what the cards, the README and
+    docs/learnt.md say."""
     for study, design in studies().items():
-        for name in design["comparisons"]:
-            file = HERE / study / name / "compare.json"
-            table = json.loads(file.read_text("utf-8"))["methods"] if file.exists() else {}
+        tables = {name: table_of(study, name) for name in design["comparisons"]}
+        for name, table in tables.items():
+            when = reached(study, name)
             for row, found in table.items():
-                difference = found["difference"]
-                if difference and difference["corrected"]:
-                    yield {
-                        "study": study,
-                        "comparison": name,
-                        "row": row,
-                        "seeds": difference["seeds"],
-                        "difference": difference["mean"],
-                        "interval": difference["corrected"],
-                        "both": difference["both"],
-                        "cost": found["cost"],
-                        "churn": found["churn"],
-                        "plain_churn": table["plain"]["churn"],
-                    }
+                if found["difference"] and found["difference"]["corrected"]:
+                    where = {"study": study, "comparison": name, "row": row, "against": "plain"}
+                    of_plain = numbers(found["difference"], found, table["plain"])
+                    at = when.get(row)
+                    yield where | of_plain | {"reached": at and of_plain["cost"] and at * of_plain["cost"]}
+        yield from contrasts(study, design.get("contrasts", []), tables)
+
+
+def contrasts(study: str, asked: list[list[str]], tables: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row minus a row of another comparison, paired by seed; of four, the difference of two such differences.
+    Intervals are over seeds, corrected for all contrasts of a study."""
+    from teacherless.study.statistics import compare
+
+    differences: dict[str, dict[int, float]] = {}
+    sides: dict[str, list[dict[str, Any]]] = {}
+    for names in asked:
+        each = [tables[name].get(row, {}) for name, _, row in (text.partition("/") for text in names)]
+        if all(each):
+            key, signs = " ".join(names), (1, -1, -1, 1)
+            seeds = set.intersection(*(set(one["per_seed"]) for one in each))
+            values = {s: [sign * one["per_seed"][s] for sign, one in zip(signs, each, strict=False)] for s in seeds}
+            differences[key] = {int(seed): 50 + sum(parts) for seed, parts in sorted(values.items())}
+            sides[key] = each
+    middle = dict.fromkeys({seed for each in differences.values() for seed in each}, 50.0)  # so that none is cut off
+    for key, difference in compare(middle, differences).items() if differences else ():
+        if difference["corrected"] or difference["mean"] == 0:
+            (comparison, _, row), against = key.split(" ")[0].partition("/"), " - ".join(key.split(" ")[1:])
+            where = {"study": study, "comparison": comparison, "row": row, "against": against}
+            yield where | numbers(difference, *sides[key][:2])
+
+
+def reached(study: str, comparison: str) -> dict[str, float | None]:
+    """By row, the share of its training after which it was as good on validation as plain at its end; None: never."""
+    file = HERE / study / comparison / "curves.json"
+    each = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    return {
+        row: next((share for share, value in points if value >= each["plain"][-1][1]), None)
+        for row, points in each.items()
+        if "plain" in each
+    }
+
+
+def numbers(difference: Mapping[str, Any], own: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a difference. Costs are FLOPs of training: seconds of a machine that others use are not kept."""
+    priced = own["train_flops"] and other["train_flops"]
+    return {
+        "seeds": difference["seeds"],
+        "difference": difference["mean"],
+        "interval": difference["corrected"] or [0.0, 0.0],  # of contrasts: the same in every seed
+        "both": difference["both"],
+        "cost": own["train_flops"] / other["train_flops"] if priced else None,
+        "churn": own["churn"],
+        "plain_churn": other["churn"],
+        "nll": own["nll"] and own["nll"]["mean"],
+        "plain_nll": other["nll"] and other["nll"]["mean"],
+    }
 
 
 def write() -> None:
-    """Every number that is generated."""
+    """Every number that is generated, and the picture."""
+    from forest import forest
+
     found = list(rows())
     (HERE / "ledger.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (ROOT / "docs" / "learnt.svg").write_text(forest(found), encoding="utf-8")
     for page, text in ((ROOT / "README.md", summary(found)), (ROOT / "docs" / "learnt.md", pages(found))):
         before, _, rest = page.read_text("utf-8").partition(BEGIN + "\n")
         _, mark, after = rest.partition(END)
@@ -141,27 +246,48 @@ def write() -> None:
         page.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
 
 
+def of_methods(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of methods against plain of their own comparison."""
+    return [each for each in found if each["against"] == "plain" and not each["row"].startswith("plain")]
+
+
+def at_equal_compute(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of methods against a plain training that costs as much: their own comparison's, or a longer one."""
+    rivals = [each for each in found if " - " not in each["against"] and each["against"].endswith("plain")]
+    methods = [each for each in rivals if not each["row"].startswith("plain")]
+    return [each for each in methods if each["cost"] is not None and each["cost"] <= SAME]
+
+
+def winners(found: list[dict[str, Any]]) -> list[str]:
+    """Methods with an interval above zero at equal compute in at least two studies."""
+    better = {(each["row"], each["study"]) for each in at_equal_compute(found) if each["interval"][0] > 0}
+    studies_of = Counter(row for row, _ in better)
+    return sorted(row for row, count in studies_of.items() if count >= 2)
+
+
 def summary(found: list[dict[str, Any]]) -> str:
-    """The share of differences that were shown, in one sentence, and those that were."""
-    methods = [each for each in found if not each["row"].startswith("plain")]
-    better = [each for each in methods if each["interval"][0] > 0]
-    worse = [each for each in methods if each["interval"][1] < 0]
-    ran = len({each["study"] for each in found})
-    text = (
-        f"Studies run so far: {ran} ([what we learnt](docs/learnt.md)). {len(methods)} rows were compared with plain: "
-        f"{len(better)} better, {len(worse)} worse, {len(methods) - len(better) - len(worse)} with no difference shown "
-        "(intervals over seeds, corrected for the number of rows). Better were:\n\n"
+    """What follows, for the README's first screen: whether anything beats plain at equal compute, and how often a
+    difference was shown at all."""
+    methods = of_methods(found)
+    better = sum(each["interval"][0] > 0 for each in methods)
+    worse = sum(each["interval"][1] < 0 for each in methods)
+    ran, won = len({each["study"] for each in found}), winners(found)
+    says = (
+        f"**{' and '.join(f'`teacherless train {row}`' for row in won)}** beat plain of equal compute in two studies"
+        if won
+        else "**No method beat plain of equal compute** in two studies"
     )
-    return text + "".join(f"- {sentence(each)}\n" for each in better)
-
-
-def sentence(each: dict[str, Any]) -> str:
-    """One difference that was shown."""
-    low, high = each["interval"]
     return (
-        f"{each['study']}/{each['comparison']}, {each['row']}: {each['difference']:+.2f} [{low:+.2f}, {high:+.2f}] "
-        f"at {each['cost']:.1f} times plain's cost, {each['seeds']} seeds"
+        f"{says} of the {ran} run so far ([what we learnt](docs/learnt.md)). Of {len(methods)} rows against plain, "
+        f"cost what they may, {better} were better, {worse} worse, {len(methods) - better - worse} showed no "
+        f"difference: {100 * (better + worse) / max(len(methods), 1):.0f} % of intervals leave out zero, and half of "
+        f"them could have seen {seen(methods):.1f} points.\n"
     )
+
+
+def seen(found: list[dict[str, Any]]) -> float:
+    """The median half width of the intervals."""
+    return median((each["interval"][1] - each["interval"][0]) / 2 for each in found) if found else math.nan
 
 
 def pages(found: list[dict[str, Any]]) -> str:
@@ -172,38 +298,77 @@ def pages(found: list[dict[str, Any]]) -> str:
         parts.append(
             f"\n### {study}\n\n{design['question']}\n\n**Bet:** {design['bet']}\n\n**Design:** {design['design']}\n"
         )
-        if not own:
+        if not (HERE / study / "ran.json").exists():
             parts.append("\nNot run yet.\n")
             continue
         ran = json.loads((HERE / study / "ran.json").read_text("utf-8"))
         if ran["design"] != design_hash(study):
             parts.append("\n**The design was changed after these results.**\n")
-        parts.append(f"\nRan on {ran['cpu']}, torch {ran['torch']}, commit {ran['commit']}, {ran['date']}.\n")
+        methods = of_methods(own)
+        shown = sum(each["interval"][0] > 0 or each["interval"][1] < 0 for each in methods)
+        parts.append(
+            f"\nRan on {ran['cpu']}, torch {ran['torch']}, commit {ran['commit']}, {ran['date']}. Of {len(methods)} "
+            f"rows {shown} differ from plain; half of the intervals could have seen {seen(own):.2f}.\n"
+        )
         for name in design["comparisons"]:
-            lines = [each for each in own if each["comparison"] == name]
-            parts.append(
-                f"\n{name}\n\n| | difference to plain | seeds and images | could have seen | cost | churn (plain) |\n"
-            )
-            parts.append("|---|---|---|---|---|---|\n" + "".join(map(table_line, lines)))
+            lines = [each for each in own if each["comparison"] == name and each["against"] == "plain"]
+            parts.append(f"\n{name}: {together(study, name)}\n")
+            parts.append(HEAD + "".join(map(table_line, lines)) if lines else "")
+        if lines := [each for each in own if each["against"] != "plain"]:
+            parts.append("\nBetween comparisons, over seeds:\n" + HEAD + "".join(map(table_line, lines)))
     return "".join(parts)
+
+
+HEAD = (
+    "\n| | difference | seeds and images | could have seen | FLOPs | as good as plain at | churn (plain) "
+    "| NLL (plain) |\n"
+    "|---|---|---|---|---|---|---|---|\n"
+)
+
+
+def together(study: str, name: str) -> str:
+    """Plain's own number, and what several networks give when they are used together."""
+    file = HERE / study / name / "compare.json"
+    if not file.exists():
+        return "not run"
+    table = json.loads(file.read_text("utf-8"))
+    plain = table["methods"]["plain"]["student"]
+    text = f"plain {plain['mean']:.2f} ± {plain['std']:.2f} % {table['metric']}"
+    ensembles = [
+        f"{row} ({each['networks']}) {each['ensemble']['mean']:.2f}"
+        for row, each in table["methods"].items()
+        if each["ensemble"]
+    ]
+    singles = [f"any {each['networks']} plain {each['ensemble']:.2f}" for each in table["plain_networks"]]
+    return text + (f". Networks used together: {', '.join(ensembles + singles)}" if ensembles else "")
 
 
 def table_line(each: dict[str, Any]) -> str:
     """One row of a comparison."""
     (low, high), both = each["interval"], each["both"]
     images = f"[{both[0]:+.2f}, {both[1]:+.2f}]" if both else "-"
-    churn = "-" if each["churn"] is None else f"{each['churn']:.1f} ({each['plain_churn']:.1f}) %"
+    cost, when, churn, nll = (
+        "-" if each.get(key) is None else text
+        for key, text in (
+            ("cost", f"{each['cost'] or 0:.1f}"),
+            ("reached", f"{each.get('reached') or 0:.2f}"),
+            ("churn", f"{each['churn'] or 0:.1f} ({each['plain_churn'] or 0:.1f}) %"),
+            ("nll", f"{each['nll'] or 0:.3f} ({each['plain_nll'] or 0:.3f})"),
+        )
+    )
+    name = each["row"] if each["against"] == "plain" else f"{each['comparison']}/{each['row']} - {each['against']}"
     return (
-        f"| {each['row']} | {each['difference']:+.2f} [{low:+.2f}, {high:+.2f}] | {images} | "
-        f"±{(high - low) / 2:.2f} | {each['cost']:.1f} | {churn} |\n"
+        f"| {name} | {each['difference']:+.2f} [{low:+.2f}, {high:+.2f}] | {images} | "
+        f"±{(high - low) / 2:.2f} | {cost} | {when} | {churn} | {nll} |\n"
     )
 
 
 def main() -> None:
     """The command."""
     match sys.argv[1:]:
-        case ["run", study] if study in studies():
-            run(study)
+        case ["run", study, *flags] if study in studies():
+            os.chdir(ROOT)
+            run(study, *flags)
         case ["check", *study] if len(study) < 2:
             check(*study or [None])
         case ["write"]:

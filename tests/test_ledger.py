@@ -9,11 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "results"))
 import ledger  # noqa: E402
+import made  # noqa: E402
+import nets  # noqa: E402
 
 from teacherless.cli import main  # noqa: E402
 from teacherless.methods import METHODS  # noqa: E402
@@ -28,12 +32,16 @@ def test_a_design_says_all_before_it_is_run(study: str) -> None:
         assert arguments[0] == "compare" and "--out" not in arguments
         methods = arguments[arguments.index("--methods") + 1].split(",")
         assert set(methods) <= set(METHODS)
+    for pair in design.get("contrasts", []):
+        assert len(pair) in (2, 4)
+        for comparison, row in (each.split("/") for each in pair):
+            assert row == "plain" or row in design["comparisons"][comparison]
 
 
 def test_what_is_written_is_what_the_numbers_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No number of the README, the page and the cards is edited by hand."""
     (tmp_path / "docs").mkdir()
-    written = ["README.md", "docs/learnt.md", "results/ledger.json"]
+    written = ["README.md", "docs/learnt.md", "docs/learnt.svg", "results/ledger.json"]
     shutil.copytree(ROOT / "results", tmp_path / "results")
     for file in written:
         shutil.copy(ROOT / file, tmp_path / file)
@@ -46,7 +54,7 @@ def test_what_is_written_is_what_the_numbers_say(tmp_path: Path, monkeypatch: py
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A ledger with one study of two tiny comparisons, which has been run."""
+    """A ledger with one study of four tiny comparisons, which has been run."""
     monkeypatch.setattr(ledger, "ROOT", tmp_path)
     monkeypatch.setattr(ledger, "HERE", tmp_path / "results")
     monkeypatch.setattr(ledger, "teacherless", lambda arguments: main(arguments) and pytest.fail("the command failed"))
@@ -54,7 +62,10 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     study.mkdir(parents=True)
     tiny = "compare --data digits --student small-cnn,width=2 --steps 2 --seeds 3 --methods label-smoothing --jobs 1"
     (study / "study.toml").write_text(
-        f'question = "q"\nbet = "b"\ndesign = "d"\n[comparisons]\na = "{tiny}"\nb = "{tiny} --seed 7"\n',
+        f'question = "q"\nbet = "b"\ndesign = "d"\n'
+        'contrasts = [["a/label-smoothing", "c/plain"], ["c/plain", "a/plain"], ["b/plain", "d/plain"]]\n'
+        f'[comparisons]\na = "{tiny}"\nb = "{tiny} --seed 7"\n'
+        f'c = "{tiny.replace("label-smoothing", "plain")}"\nd = "{tiny} --seed 7 --steps 3"\n[plain]\nc = "a"\n',
         encoding="utf-8",
     )
     ledger.run("tiny")
@@ -64,12 +75,18 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_study_is_run_kept_and_checked(
     small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert {path.name for path in (small / "b").iterdir()} == {*ledger.KEPT, "cells.jsonl"}
+    assert {path.name for path in (small / "b").iterdir()} == {*ledger.KEPT, "cells.jsonl", "curves.json"}
     found = list(ledger.rows())
-    assert [(each["comparison"], each["row"], each["seeds"]) for each in found] == [
-        ("a", "label-smoothing", 3),
-        ("b", "label-smoothing", 3),
+    assert [(each["comparison"], each["row"], each["against"], each["seeds"]) for each in found] == [
+        ("a", "label-smoothing", "plain", 3),
+        ("b", "label-smoothing", "plain", 3),
+        ("d", "label-smoothing", "plain", 3),
+        ("a", "label-smoothing", "c/plain", 3),
+        ("c", "plain", "a/plain", 3),
+        ("b", "plain", "d/plain", 3),
     ]
+    assert found[3]["difference"] == pytest.approx(found[0]["difference"])  # c's plain is a's
+    assert found[4]["difference"] == 0 and found[5]["cost"] == pytest.approx(2 / 3)
     with pytest.raises(SystemExit) as done:
         ledger.check("tiny")
     assert not done.value.code and "the same bits" in capsys.readouterr().out
@@ -78,7 +95,8 @@ def test_a_study_is_run_kept_and_checked(
     lines: list[dict[str, Any]] = [json.loads(line) for line in cells.read_text("utf-8").splitlines()]
     lines[0]["files"] = dict.fromkeys(lines[0]["files"], "0" * 64)
     cells.write_text(json.dumps(lines[0]) + "\n", encoding="utf-8")
-    (small / "b" / "cells.jsonl").unlink()
+    for other in "bcd":
+        (small / other / "cells.jsonl").unlink()
     with pytest.raises(SystemExit) as done:
         ledger.check("tiny")
     assert done.value.code and "OTHER BITS" in capsys.readouterr().out
@@ -89,3 +107,40 @@ def test_a_design_that_was_changed_after_its_results_is_told(small: Path) -> Non
     file = small / "study.toml"
     file.write_text(file.read_text("utf-8").replace('"b"', '"another bet"', 1), encoding="utf-8")
     assert "The design was changed after these results" in ledger.pages(list(ledger.rows()))
+
+
+def test_what_wins_is_what_beats_plain_of_equal_compute_in_two_studies() -> None:
+    def row(study: str, against: str, cost: float, low: float) -> dict[str, Any]:
+        return {"study": study, "row": "dml", "against": against, "cost": cost, "interval": [low, 2.0]}
+
+    one = [row("x", "plain", 1.0, 0.1), row("x", "2x/plain", 1.0, 0.1)]
+    assert ledger.winners(one) == []
+    assert ledger.winners([*one, row("y", "plain", 2.0, 0.1)]) == []  # dearer than plain
+    assert ledger.winners([*one, row("y", "2x/plain", 1.0, -0.1)]) == []
+    assert ledger.winners([*one, row("y", "a/plain - b/dml", 1.0, 0.1)]) == []  # a difference of differences
+    assert ledger.winners([*one, row("y", "2x/plain", 1.0, 0.1)]) == ["dml"]
+
+
+def test_images_are_made_always_the_same(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        made.make(tmp_path / f"{name}.npz", "digits", 200, wrong=0.25, rarest=0.2)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    made.make(tmp_path / "right.npz", "digits", 200, rarest=0.2)
+    wrong, right = (np.load(tmp_path / f"{name}.npz") for name in ("a", "right"))
+    assert np.array_equal(wrong["x_train"], right["x_train"]) and np.array_equal(wrong["y_test"], right["y_test"])
+    share = (wrong["y_train"] != right["y_train"]).mean()
+    assert share == pytest.approx(0.25, abs=0.01)
+    counts = np.bincount(right["y_train"])
+    assert counts[0] == 20 and counts[9] == 4 and all(np.diff(counts) <= 0)
+
+
+def test_a_frozen_network_keeps_what_its_first_batch_said() -> None:
+    net = nets.frozen_small_cnn(10, 1)
+    first, second = torch.randn(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    net(first)
+    kept = {name: value.clone() for name, value in net.named_buffers()}
+    net.train()
+    net(second)
+    assert all(torch.equal(value, kept[name]) for name, value in net.named_buffers())
+    norms = [layer for layer in net.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert norms and not any(layer.training for layer in norms)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import tomllib
 from collections.abc import Iterator
 from html import escape
@@ -20,6 +19,7 @@ from ziamath import Latex
 import teacherless
 from teacherless.cli import app
 from teacherless.methods import METHODS
+from teacherless.methods._cards import card
 
 HERE = Path(__file__).parent
 EQUATIONS: dict[str, list[str]] = tomllib.loads((HERE / "_equations.toml").read_text(encoding="utf-8"))
@@ -62,7 +62,7 @@ def on_page_content(html: str, **_: Any) -> str:
 def cards() -> Iterator[tuple[str, str]]:
     """A page for each method: the docstring of its file, with the equations typeset."""
     for name, method in METHODS.items():
-        title, *parts = re.split(r"\n(?=\S)", (sys.modules[method.__module__].__doc__ or "").strip())
+        title, *parts = re.split(r"\n(?=\S)", card(name))
         page = [f"# {name}", markdown(title)]
         for heading, _, text in (part.partition(":") for part in parts):
             text = dedent(text).strip("\n ")
@@ -95,7 +95,7 @@ def markdown(text: str) -> str:
     """Plain text as Markdown: no letter of it is a sign, what is indented is a block, papers are links."""
     text = re.sub(r"^ .*|`[^`]*`|[_*\[<]", plain, text, flags=re.M)
     text = re.sub(r"arXiv:([\d.]+\d)", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
-    text = text.replace("docs/log.md", "[docs/log.md](../log.md)")
+    text = re.sub(r"docs/(log|learnt)\.md", r"[docs/\1.md](../\1.md)", text)
     return re.sub(r"((?:^ .*\n?)+)", r"\n\1\n", text, flags=re.M)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,8 +36,9 @@ def list_methods(name: str | None = None, /, *, flags: AllFlags = Flags(), json:
 
         return show.explanation(explain(merged(name, flags)), json)
     from teacherless.methods import METHODS
+    from teacherless.methods._cards import card
 
-    cards = {key: (sys.modules[value.__module__].__doc__ or "").strip() for key, value in METHODS.items()}
+    cards = {key: card(key) for key in METHODS}
     if name is None:
         cards = {key: card.partition(": ")[2] for key, card in cards.items()}
     _show_cards("method", cards, name, json)

@@ -29,7 +29,8 @@ Where we differ from the paper, and from the authors' code:
 
 Ships: `student`, the deepest exit: the plain network. The ensemble is the mean probability of all exits.
 Cost: One forward and backward of the student, and the exits, which are small.
-Results: See docs/log.md.
+Results:
+    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ Where we differ from the paper, and from the authors' code:
 
 Ships: `student`, the network itself.
 Cost: Two forwards and one backward per batch, and twice the images.
-Results: See docs/log.md.
+Results:
+    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ Where we differ from the paper, and from the authors' code:
 
 Ships: `student`, the network itself.
 Cost: V forwards and backwards of one network per batch (two, unless views says more). No extra parameters.
-Results: See docs/log.md.
+Results:
+    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

@@ -65,7 +65,8 @@ Cost:
     every copy that is listened to, on every rank, and K copies of the weights; across machines all weights every N
     steps, not predictions at each: fewer meetings, and fewer bytes only where N is large.
 
-Results: See docs/log.md.
+Results:
+    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ Cost:
     5 % to the weights of a CIFAR ResNet-32, but 80 % to small-cnn, whose step takes about five times as long with it.
     Variant `released` costs several times more.
 
-Results: See docs/log.md.
+Results:
+    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ Where we differ from the paper, and from the authors' code:
 
 Ships: `student`, the network itself. The teacher is neither trained nor stored.
 Cost: One forward and backward of the student and one forward of the teacher per batch; before that, a trained teacher.
-Results: See docs/log.md.
+Results:
+    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ Cost:
     One forward and backward per batch, as plain, and a table of N·C numbers (N training images, C classes): 20 MB for
     CIFAR-100, 5 GB for ImageNet, in float32.
 
-Results: See docs/log.md.
+Results:
+    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

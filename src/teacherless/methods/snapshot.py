@@ -26,7 +26,8 @@ Where we differ from the paper, and from the authors' code:
 
 Ships: `student`, the network after the last cycle. The ensemble of all cycles is evaluated, not shipped.
 Cost: That of plain; M - 1 more networks are kept. Predicting with the ensemble takes M forwards.
-Results: See docs/log.md.
+Results:
+    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ Where we differ from the paper, and from the authors' code:
 
 Ships: `student`, the network itself.
 Cost: reg: as plain. self: one more forward per batch, and the first training.
-Results: See docs/log.md.
+Results:
+    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ Where we differ from the paper, and from the authors' code:
 
 Ships: `student`, the network itself.
 Cost: As plain, and the head once more for every place of the map, without gradients.
-Results: None of ours yet.
+Results:
+    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import textwrap
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -272,17 +273,15 @@ def summary(found: list[dict[str, Any]]) -> str:
     better = sum(each["interval"][0] > 0 for each in methods)
     worse = sum(each["interval"][1] < 0 for each in methods)
     ran, won = len({each["study"] for each in found}), winners(found)
-    says = (
-        f"**{' and '.join(f'`teacherless train {row}`' for row in won)}** beat plain of equal compute in two studies"
-        if won
-        else "**No method beat plain of equal compute** in two studies"
+    who = " and ".join(f"`teacherless train {row}`" for row in won) or "No method"
+    text = (
+        f"**{who} beat plain of equal compute in two studies** of the {ran} that were run ([what we learnt]"
+        f"(docs/learnt.md)). Of {len(methods)} rows against plain, cost what they may, {better} were better and "
+        f"{worse} worse; in {len(methods) - better - worse} no difference was shown. So "
+        f"{100 * (better + worse) / max(len(methods), 1):.0f} % of intervals leave out zero; the median one is "
+        f"±{seen(methods):.1f} points wide, and what is smaller it could not have seen."
     )
-    return (
-        f"{says} of the {ran} run so far ([what we learnt](docs/learnt.md)). Of {len(methods)} rows against plain, "
-        f"cost what they may, {better} were better, {worse} worse, {len(methods) - better - worse} showed no "
-        f"difference: {100 * (better + worse) / max(len(methods), 1):.0f} % of intervals leave out zero, and half of "
-        f"them could have seen {seen(methods):.1f} points.\n"
-    )
+    return textwrap.fill(text, 120, break_on_hyphens=False) + "\n"
 
 
 def seen(found: list[dict[str, Any]]) -> float:

@@ -12,7 +12,8 @@ that was trained (cells.jsonl), and where it ran (ran.json), with the hash of th
     [images.NAME]       a data set with wrong labels or rare classes, made from another: see made.py
     [comparisons]       NAME = "compare ...", without --out
     [plain]             NAME = "OTHER": its plain is trained in the comparison OTHER, which stands before it
-    contrasts = [["a/dml", "b/plain"], ...]     differences of rows of two comparisons with the same seeds
+    contrasts = [["a/dml", "b/plain"], ...]     differences of rows of two comparisons with the same seeds; those
+                        that were asked for after the results stand in later.toml
 """
 
 from __future__ import annotations
@@ -180,6 +181,13 @@ def rows() -> Iterator[dict[str, Any]]:
                     at = when.get(row)
                     yield where | of_plain | {"reached": at and of_plain["cost"] and at * of_plain["cost"]}
         yield from contrasts(study, design.get("contrasts", []), tables)
+        yield from (each | {"later": True} for each in contrasts(study, later(study), tables))
+
+
+def later(study: str) -> list[list[str]]:
+    """Contrasts that were asked for after the results were seen, and say so."""
+    file = HERE / study / "later.toml"
+    return tomllib.loads(file.read_text("utf-8"))["contrasts"] if file.exists() else []
 
 
 def contrasts(study: str, asked: list[list[str]], tables: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -255,7 +263,7 @@ def of_methods(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def at_equal_compute(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of methods against a plain training that costs as much: their own comparison's, or a longer one."""
     rivals = [each for each in found if " - " not in each["against"] and each["against"].endswith("plain")]
-    methods = [each for each in rivals if not each["row"].startswith("plain")]
+    methods = [each for each in rivals if not each["row"].startswith("plain") and not each.get("later")]
     return [each for each in methods if each["cost"] is not None and each["cost"] <= SAME]
 
 
@@ -313,8 +321,10 @@ def pages(found: list[dict[str, Any]]) -> str:
             lines = [each for each in own if each["comparison"] == name and each["against"] == "plain"]
             parts.append(f"\n{name}: {together(study, name)}\n")
             parts.append(HEAD + "".join(map(table_line, lines)) if lines else "")
-        if lines := [each for each in own if each["against"] != "plain"]:
-            parts.append("\nBetween comparisons, over seeds:\n" + HEAD + "".join(map(table_line, lines)))
+        for asked, says in ((False, "as designed"), (True, "asked after the results were seen")):
+            lines = [each for each in own if each["against"] != "plain" and each.get("later", False) is asked]
+            if lines:
+                parts.append(f"\nBetween comparisons, over seeds, {says}:\n{HEAD}{''.join(map(table_line, lines))}")
     return "".join(parts)
 
 

@@ -23,6 +23,7 @@ import json
 import math
 import os
 import random
+import re
 import shlex
 import shutil
 import sys
@@ -247,7 +248,8 @@ def write() -> None:
     found = list(rows())
     (HERE / "ledger.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (ROOT / "docs" / "learnt.svg").write_text(forest(found), encoding="utf-8")
-    for page, text in ((ROOT / "README.md", summary(found)), (ROOT / "docs" / "learnt.md", pages(found))):
+    learnt = follows((HERE / "follows.md").read_text("utf-8"), found) + pages(found)
+    for page, text in ((ROOT / "README.md", summary(found)), (ROOT / "docs" / "learnt.md", learnt)):
         before, _, rest = page.read_text("utf-8").partition(BEGIN + "\n")
         _, mark, after = rest.partition(END)
         if not mark:
@@ -292,6 +294,27 @@ def summary(found: list[dict[str, Any]]) -> str:
     return textwrap.fill(text, 120, break_on_hyphens=False) + "\n"
 
 
+def follows(text: str, found: list[dict[str, Any]]) -> str:
+    """What a person made of it, with its numbers filled in: {STUDY/COMPARISON/ROW} is a difference to plain, with
+    " - OTHER/ROW" a contrast, {one:STUDY/COMPARISON/ROW} and {together:…} are means of one network and of all."""
+    known = {}
+    for each in found:
+        key = f"{each['study']}/{each['comparison']}/{each['row']}"
+        low, high = each["interval"]
+        key += "" if each["against"] == "plain" else f" - {each['against']}"
+        known[key] = f"{each['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+    def value(match: re.Match[str]) -> str:
+        kind, _, where = match[1].rpartition(":")
+        if not kind:
+            return known[where]
+        study, comparison, row = where.split("/")
+        entry = table_of(study, comparison)[row]["student" if kind == "one" else "ensemble"]
+        return f"{entry['mean']:.2f}"
+
+    return re.sub(r"\{([^{}]+)\}", value, text)
+
+
 def seen(found: list[dict[str, Any]]) -> float:
     """The median half width of the intervals."""
     return median((each["interval"][1] - each["interval"][0]) / 2 for each in found) if found else math.nan
@@ -321,6 +344,7 @@ def pages(found: list[dict[str, Any]]) -> str:
             lines = [each for each in own if each["comparison"] == name and each["against"] == "plain"]
             parts.append(f"\n{name}: {together(study, name)}\n")
             parts.append(HEAD + "".join(map(table_line, lines)) if lines else "")
+            parts.append(sizes(study, name))
         for asked, says in ((False, "as designed"), (True, "asked after the results were seen")):
             lines = [each for each in own if each["against"] != "plain" and each.get("later", False) is asked]
             if lines:
@@ -350,6 +374,19 @@ def together(study: str, name: str) -> str:
     ]
     singles = [f"any {each['networks']} plain {each['ensemble']:.2f}" for each in table["plain_networks"]]
     return text + (f". Networks used together: {', '.join(ensembles + singles)}" if ensembles else "")
+
+
+def sizes(study: str, name: str) -> str:
+    """What cohorts of several sizes give, beside as many plain networks; nothing where there is one size."""
+    file = HERE / study / name / "compare.json"
+    rows = json.loads(file.read_text("utf-8"))["cohort_size"] if file.exists() else []
+    head = "\n| networks | how | one of them | all together | entropy in training |\n|---|---|---|---|---|\n"
+    lines = [
+        f"| {row['size']} | {row['kind']} | {row['single']:.2f} | "
+        f"{'-' if row['ensemble'] is None else format(row['ensemble'], '.2f')} | {row['train_entropy']:.3f} |\n"
+        for row in sorted(rows, key=lambda row: (row["size"], row["kind"]))
+    ]
+    return head + "".join(lines) if lines else ""
 
 
 def table_line(each: dict[str, Any]) -> str:

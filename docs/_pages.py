@@ -18,8 +18,8 @@ from ziamath import Latex
 
 import teacherless
 from teacherless.cli import app
+from teacherless.cli.cards import card
 from teacherless.methods import METHODS
-from teacherless.methods._cards import card
 
 HERE = Path(__file__).parent
 EQUATIONS: dict[str, list[str]] = tomllib.loads((HERE / "_equations.toml").read_text(encoding="utf-8"))

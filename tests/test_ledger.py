@@ -19,8 +19,8 @@ import ledger  # noqa: E402
 import made  # noqa: E402
 import nets  # noqa: E402
 
-from teacherless.cli import main  # noqa: E402
-from teacherless.methods import METHODS, _cards  # noqa: E402
+from teacherless.cli import cards, main  # noqa: E402
+from teacherless.methods import METHODS  # noqa: E402
 
 
 @pytest.mark.parametrize("study", ledger.studies())
@@ -149,11 +149,11 @@ def test_a_frozen_network_keeps_what_its_first_batch_said() -> None:
 def test_a_card_has_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"study": "s", "comparison": "c", "against": "plain", "difference": 0.5, "interval": [-1.0, 2.0], "seeds": 5}
     rows = [row | {"row": name, "cost": 2.0} for name in ("dml", "dml-3-peers", "plain-2x-longer", "cs-kd")]
-    monkeypatch.setattr(_cards, "_ledger", lambda: rows)
-    shown = {name: _cards.card(name).partition("\nResults:\n")[2].splitlines()[-2:] for name in METHODS}
+    monkeypatch.setattr(cards, "_ledger", lambda: rows)
+    shown = {name: cards.card(name).partition("\nResults:")[2].splitlines()[-2:] for name in METHODS}
     says = "+0.50 [-1.00, +2.00] against plain at 2.0 times its FLOPs, 5 seeds"
     assert shown["dml"] == [f"    s/c: {says}", f"    s/c, dml-3-peers: {says}"]
     assert shown["plain"][-1] == f"    s/c, plain-2x-longer: {says}"
     assert shown["kd"][-1] == "    None yet."
     monkeypatch.undo()
-    assert any(row["row"] == "dml" for row in _cards._ledger())
+    assert any(row["row"] == "dml" for row in cards._ledger())

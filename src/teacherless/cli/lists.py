@@ -35,8 +35,8 @@ def list_methods(name: str | None = None, /, *, flags: AllFlags = Flags(), json:
         from teacherless.runs.explain import explain
 
         return show.explanation(explain(merged(name, flags)), json)
+    from teacherless.cli.cards import card
     from teacherless.methods import METHODS
-    from teacherless.methods._cards import card
 
     cards = {key: card(key) for key in METHODS}
     if name is None:

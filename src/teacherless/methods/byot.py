@@ -29,8 +29,7 @@ Where we differ from the paper, and from the authors' code:
 
 Ships: `student`, the deepest exit: the plain network. The ensemble is the mean probability of all exits.
 Cost: One forward and backward of the student, and the exits, which are small.
-Results:
-    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
+Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

@@ -21,8 +21,7 @@ Where we differ from the paper, and from the authors' code:
 
 Ships: `student`, the network itself.
 Cost: Two forwards and one backward per batch, and twice the images.
-Results:
-    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
+Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

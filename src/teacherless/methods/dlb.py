@@ -24,8 +24,7 @@ Where we differ from the paper, and from the authors' code:
 
 Ships: `student`, the network itself; the last batch stays behind.
 Cost: Two forwards and two backwards per new image, where plain has one, and the memory of a batch.
-Results:
-    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
+Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

@@ -65,8 +65,7 @@ Cost:
     every copy that is listened to, on every rank, and K copies of the weights; across machines all weights every N
     steps, not predictions at each: fewer meetings, and fewer bytes only where N is large.
 
-Results:
-    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
+Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

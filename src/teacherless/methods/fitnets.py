@@ -36,8 +36,7 @@ Cost:
     hint: one forward of the student, one backward of its lower half, the teacher's lower half forwards. kd: as KD.
     With one_stage, as KD with half the teacher. Before that, a trained teacher.
 
-Results:
-    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
+Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

@@ -34,8 +34,7 @@ Cost:
     5 % to the weights of a CIFAR ResNet-32, but 80 % to small-cnn, whose step takes about five times as long with it.
     Variant `released` costs several times more.
 
-Results:
-    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
+Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

@@ -19,8 +19,7 @@ Where we differ from the paper, and from the authors' code:
 
 Ships: `student`, the network itself. The teacher is neither trained nor stored.
 Cost: One forward and backward of the student and one forward of the teacher per batch; before that, a trained teacher.
-Results:
-    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
+Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

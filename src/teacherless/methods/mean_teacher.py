@@ -26,8 +26,7 @@ Where we differ from the paper, and from the authors' code:
 
 Ships: `student`, the network itself. The averaged weights are what `--ema` ships, of this method or of any other.
 Cost: Two forwards and one backward per batch, and the network's weights once more.
-Results:
-    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
+Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

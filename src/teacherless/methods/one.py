@@ -38,8 +38,7 @@ Cost:
     The shared stages once, the rest m times: for a CIFAR ResNet with three branches about 1.7 forwards (2.28 against
     1.38 · 10⁸ FLOPs for ResNet-32) and 2.5 times its weights.
 
-Results:
-    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
+Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

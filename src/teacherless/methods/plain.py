@@ -7,8 +7,7 @@ Defaults: No hyperparameters of its own. `--smoothing` softens the labels of any
 Where we differ from the paper, and from the authors' code: Nothing to differ from.
 Ships: `student`, the network itself.
 Cost: One forward and one backward per batch: the unit in which the other methods' costs are given.
-Results:
-    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
+Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

@@ -29,8 +29,7 @@ Cost:
     One forward and backward per batch, as plain, and a table of N·C numbers (N training images, C classes): 20 MB for
     CIFAR-100, 5 GB for ImageNet, in float32.
 
-Results:
-    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
+Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

@@ -26,8 +26,7 @@ Where we differ from the paper, and from the authors' code:
 
 Ships: `student`, the network after the last cycle. The ensemble of all cycles is evaluated, not shipped.
 Cost: That of plain; M - 1 more networks are kept. Predicting with the ensemble takes M forwards.
-Results:
-    Differences in points of accuracy, in the studies of results/ (docs/learnt.md).
+Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 """
 
 from __future__ import annotations

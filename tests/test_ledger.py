@@ -64,8 +64,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (study / "study.toml").write_text(
         f'question = "q"\nbet = "b"\ndesign = "d"\n'
         'contrasts = [["a/label-smoothing", "c/plain"], ["c/plain", "a/plain"], ["b/plain", "d/plain"]]\n'
-        f'[comparisons]\na = "{tiny}"\nb = "{tiny} --seed 7"\n'
-        f'c = "{tiny.replace("label-smoothing", "plain")}"\nd = "{tiny} --seed 7 --steps 3"\n[plain]\nc = "a"\n',
+        f'[comparisons]\na = "{tiny}"\nb = "{tiny} --seed 7"\nc = "{tiny.replace("label-smoothing", "plain")}"\n'
+        f'd = "{tiny.replace("--steps 2", "--steps 3")} --seed 7"\n[plain]\nc = "a"\n',
         encoding="utf-8",
     )
     ledger.run("tiny")

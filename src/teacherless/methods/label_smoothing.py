@@ -20,8 +20,7 @@ Cost: As plain: one forward and one backward per batch.
 
 Results:
     In the one repository that ran both it beats eight of ten self-distillation methods (single runs, ResNet-18 on
-    CIFAR-100: 76.24 -> 78.72); so it belongs in every comparison. Ours, in points of accuracy,
-    of the studies in results/ (docs/learnt.md):
+    CIFAR-100: 76.24 -> 78.72). Ours, in points of accuracy, of the studies in results/ (docs/learnt.md):
 """
 
 from __future__ import annotations

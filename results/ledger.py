@@ -63,7 +63,7 @@ def run(study: str, *flags: str) -> None:
     from bench import machine
 
     design, work = studies()[study], ROOT / "runs" / "results" / study
-    where = {**machine("cpu"), "design": design_hash(study)}
+    where = {**machine("cpu"), "kind": kind(), "design": design_hash(study)}
     prepare(design)
     for name, command in design["comparisons"].items():
         if name in design.get("plain", {}):
@@ -79,6 +79,15 @@ def run(study: str, *flags: str) -> None:
         (kept / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         (kept / "curves.json").write_text(json.dumps(curves(cells)) + "\n", encoding="utf-8")
     (HERE / study / "ran.json").write_text(json.dumps(where, indent=1) + "\n", encoding="utf-8")
+
+
+def kind() -> str:
+    """What decides the last bits on a CPU. Its name does not: two machines said AMD EPYC."""
+    import torch
+
+    file = Path("/proc/cpuinfo")
+    said = dict(re.findall(r"(?m)^(cpu family|model)\s*: (\d+)", file.read_text("utf-8"))) if file.exists() else {}
+    return ", ".join([*(f"{key} {value}" for key, value in said.items()), torch.backends.cpu.get_cpu_capability()])
 
 
 def prepare(design: dict[str, Any]) -> None:
@@ -155,7 +164,9 @@ def check(study: str | None) -> None:
     with tempfile.TemporaryDirectory() as out:
         run_cell(run, Path(out) / "cell")
         same = networks(Path(out) / "cell" / "summary.json") == cell["files"]
-    print(f"{path.parent.relative_to(HERE)} {cell['cell']}: {'the same bits' if same else 'OTHER BITS'}")
+    ran = json.loads(path.parent.with_name("ran.json").read_text("utf-8")).get("kind", "a machine that was not noted")
+    where = "" if ran == kind() else f" (it ran on {ran}, this is {kind()})"
+    print(f"{path.parent.relative_to(HERE)} {cell['cell']}: {'the same bits' if same else 'OTHER BITS'}{where}")
     sys.exit(not same)
 
 

@@ -115,7 +115,7 @@ def test_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
         (["methods", "dml", "--peers", "1"], "two peers"),
         (["methods", "kd", "--student", "small-cnn"], "--teacher"),
         (["methods", "--student", "small-cnn"], "--student: is of `teacherless list methods NAME`"),
-        (["data", "digits", "--peers", "2"], "Unknown option: --peers"),
+        (["data", "digits", "--peers", "2"], "unknown flag '--peers'"),
     ],
     ids=str,
 )

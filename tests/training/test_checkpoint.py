@@ -408,3 +408,13 @@ def test_a_signal_during_evaluation(tmp_path: Path) -> None:
     assert not list((tmp_path / "b").rglob("*.part*"))
     fit_plain(tmp_path / "b", resume=True)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_run_from_before_a_setting_was_there(tmp_path: Path) -> None:
+    """It goes on as it was, and not with another value of that setting."""
+    from teacherless.training import folder
+
+    before = {"settings": {"lr": 0.1}, "data": {}, "engine": "loop"}
+    folder.compare(before, {**before, "settings": {"lr": 0.1, "exchange_every": 1}}, anyway=False)
+    with pytest.raises(InputError, match="exchange_every was 1, is 10"):
+        folder.compare(before, {**before, "settings": {"lr": 0.1, "exchange_every": 10}}, anyway=False)

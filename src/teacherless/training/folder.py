@@ -33,14 +33,8 @@ def open_folder(out: Path, resume: bool = False) -> Path:
 
 
 FREE = {"parallel", "place", "timeout"}  # change nothing but where it is computed
-SAFE = {
-    "epochs",
-    "steps",
-    "checkpoint_every",
-    "workers",
-    "bad_images",
-    "log",
-}  # may change in a resumed run, on request
+SAFE = {"epochs", "steps", "checkpoint_every", "workers", "bad_images", "log"}  # may change in a resumed run, if asked
+ADDED = {"exchange_every": 1}  # settings that older runs do not have, and what these did
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any], anyway: bool) -> None:
@@ -48,7 +42,7 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], anyway: bool) -> 
     differences, unsafe = [], False
     was, wanted = _settings(before), _settings(now)
     for key in was.keys() | wanted.keys():
-        old, new = was.get(key), wanted.get(key)
+        old, new = was.get(key, ADDED.get(key)), wanted.get(key)
         if old != new:
             differences.append(f"{key} was {short(old)}, is {short(new)}")
             unsafe |= key not in SAFE

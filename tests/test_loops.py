@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import re
 import sys
@@ -52,6 +53,13 @@ def run(code: str, folder: Path, accumulate: int = 1) -> tuple[dict[str, torch.T
     return weights, [float(number) for number in re.findall(r"\d+\.\d+", out.splitlines()[-1])]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def importable(request: pytest.FixtureRequest) -> None:
+    """timm and lightning import torchvision where it is there, of another build than torch's too."""
+    if all(map(importlib.util.find_spec, ("torchvision", "timm"))):
+        request.getfixturevalue("zoo")
+
+
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], list[float]]:
     return run(OURS, tmp_path_factory.mktemp("ours"))
@@ -64,9 +72,7 @@ def code_of(page: str) -> str:
 
 
 @pytest.mark.parametrize("page", list(NEEDS))
-def test_page(page: str, ours: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if page == "timm":  # beside a torch of another build too
-        request.getfixturevalue("zoo")
+def test_page(page: str, ours: Any, tmp_path: Path) -> None:
     for package in NEEDS[page]:
         there = Forked(before=partial(importlib.import_module, package))
         if there.wait():  # in a process of its own, as the page will be

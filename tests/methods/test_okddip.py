@@ -131,10 +131,10 @@ def test_gradient_routing() -> None:
 
 
 def gradient_of_peer(method: OKDDip, peer: int) -> Tensor:
-    """Of the distillation, with respect to what a peer's head reads."""
-    head = method.branched.branches[1 + peer][-1]
+    """Of the distillation, in the weights of a peer's own stage and head."""
+    own = list(method.branched.branches[1 + peer].parameters())
     terms = method(batch(dtype=F64)).terms
-    return torch.autograd.grad(terms["distil"], head.weight)[0]
+    return torch.cat([g.flatten() for g in torch.autograd.grad(terms["distil"], own)])
 
 
 @pytest.mark.parametrize("mix", ["probabilities", "logits"])
@@ -149,7 +149,8 @@ def test_a_peer_learns_from_its_mixture_as_a_constant(mix: str) -> None:
     else:
         target = sum(s[:, None] * (z / 3).softmax(1) for s, z in zip(share, others, strict=True))
     loss = -9 * (target * (net(x) / 3).log_softmax(1)).sum(1).mean()
-    expected = torch.autograd.grad(loss, net.head.weight)[0]
+    own = [*net.stages[2].parameters(), *net.head.parameters()]
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, own)])
     torch.testing.assert_close(gradient_of_peer(method, 1), expected, rtol=1e-10, atol=1e-14)
     assert not torch.allclose(gradient_of_peer(make(mix=mix, constant=False), 1), expected, rtol=1e-3)
 

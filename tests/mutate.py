@@ -41,7 +41,7 @@ class Verdict(NamedTuple):
 
 
 LOSSES, DML, ONE, METHOD = "losses.py", "methods/dml.py", "methods/one.py", "method.py"
-MUTUAL, PARTS = "methods/_mutual.py", "methods/_parts.py"
+MUTUAL, PARTS, COPIES = "methods/_mutual.py", "methods/_parts.py", "methods/_copies.py"
 TARGETS, TOPOLOGY = "methods/_targets.py", "methods/_topology.py"
 DDGSD, KD, FITNETS, BYOT = "methods/ddgsd.py", "methods/kd.py", "methods/fitnets.py", "methods/byot.py"
 FRSKD, PSKD, TFKD, CSKD = "methods/frskd.py", "methods/ps_kd.py", "methods/tf_kd.py", "methods/cs_kd.py"
@@ -127,8 +127,10 @@ MUTANTS = [
     Mutant("DML: any temperature is the closed form", DML, '"pairwise" and self.temperature == 1', '"pairwise"'),
     Mutant("DML: shares as labels are the closed form", DML, " and labels.dim() == 1", ""),
     Mutant("DML: views, not peers, in the log", DML, "own.detach()[:: self.views]", "own.detach()[: len(self.peers)]"),
-    Mutant("DML in turn: idle peers' buffers move", DML,
-           "read_logits(functional_call(peer, buffers, *arguments(x)), type(peer).__name__)", "call(peer, x)"),
+    Mutant("DML in turn: idle peers' buffers move", COPIES, "functional_call(peer, state, *arguments(x))",
+           "peer(*arguments(x))"),
+    Mutant("stale copies: today's weights", COPIES, "if weights is not None:", "if False:"),
+    Mutant("stale copies: new at every step", DML, "int(step) % self.exchange_every == 0", "True"),
     Mutant("DML in turn: all learn in every turn", DML, "ce, mimicry = ce[learner], mimicry[learner]", "pass"),
     Mutant("DML in turn: one turn only", DML, 'len(peers) if update == "in_turn" else 1', "1"),
     Mutant("DML: one group for all peers", DML, 'return [{"name": f"peer{i}", "params": list(peer.parameters())} '
@@ -330,8 +332,9 @@ def suites(file: str) -> list[list[str]]:
     matrix = "tests/test_all_methods.py"
     if file == MUTUAL:
         return [["tests/test_losses.py"], ["tests/methods/test_dml.py"]]
-    if file in (TARGETS, TOPOLOGY):
-        return [["tests/methods/test_targets.py"], ["tests/methods/test_dml.py", "tests/methods/test_dml_full.py"]]
+    if file in (TARGETS, TOPOLOGY, COPIES):
+        first = "tests/methods/test_dml_copies.py" if file == COPIES else "tests/methods/test_targets.py"
+        return [[first], ["tests/methods/test_dml.py", "tests/methods/test_dml_full.py"]]
     if file in (METHOD, PARTS):
         quick = [f"tests/methods/test_{name}.py" for name in ("kd", "dml", "one", "mean_teacher")]
         return [quick, [matrix]]

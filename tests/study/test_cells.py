@@ -173,6 +173,18 @@ def test_a_cluster_loses_a_worker_and_the_table_is_the_same_to_the_bit(tmp_path:
     }
 
 
+@pytest.mark.slow
+def test_cells_on_ray_are_those_of_one_job(one_at_a_time: Path, tmp_path: Path) -> None:
+    """A cluster of ray's own on this machine; its token is written into a home that is thrown away."""
+    pytest.importorskip("ray", reason="ray is not installed (extra ray)")
+    code = "import sys; from teacherless.cli import main; sys.exit(main(sys.argv[1:]))"
+    argv = [sys.executable, "-c", code, *ARGS, "--epochs", "3", "--backend", "ray", "local"]
+    env = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run([*argv, "--out", str(tmp_path / "c")], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert numbers(tmp_path / "c") == numbers(one_at_a_time)
+
+
 def test_no_cluster_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*ARGS, "--backend", "spark", "tcp://127.0.0.1:1"]) == 2
     assert main([*ARGS, "--backend", "ray", "127.0.0.1:1"]) == 2

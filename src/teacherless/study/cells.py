@@ -13,6 +13,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -132,6 +133,9 @@ def on_cluster(kind: str, address: str) -> Iterator[None]:
                 open_things.enter_context(extra("distributed", "--backend dask", name="cluster").Client(address))
             else:
                 ray = extra("ray", "--backend ray")
+                host, _, port = address.removeprefix("ray://").rpartition(":")
+                if port.isdecimal():  # ray itself would try for minutes
+                    socket.create_connection((host, int(port)), timeout=10).close()
                 ray.init(address, log_to_driver=False)
                 open_things.callback(ray.shutdown)
                 extra("ray.util.joblib", "--backend ray", name="ray").register_ray()

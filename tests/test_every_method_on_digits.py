@@ -38,9 +38,9 @@ def test_every_method_on_digits(name: str, plain: Path, tmp_path: Path) -> None:
     kind = METHODS[name]
     more = ["--peers", "2"] if kind.cohort else []
     more += ["--teacher", str(plain)] if kind.teacher_use == "required" else []
-    began = time.perf_counter()
+    began = time.process_time()  # other tests run beside this one
     summary = trained(name, tmp_path / "run", *more)
-    assert time.perf_counter() - began < 30
+    assert time.process_time() - began < 30
     least = json.loads((plain / "summary.json").read_text())["students"]["student"]["test_top1"] - 5
     assert summary["doctor"] == []
     for student, row in summary["students"].items():

@@ -255,7 +255,7 @@ def test_one_is_its_branches_run_whole(name: str, copy_init: bool, request: pyte
     assert all(torch.equal(a, b) for a, b in zip(each, whole, strict=True))
     assert not torch.equal(each[0], each[1]) and not torch.equal(each[1], each[2])
     maps = one.trunks[0](x)
-    for student, branch, z in zip(one.nets, one.branches, each, strict=True):
+    for student, branch, z in zip(one.students().values(), one.branches, each, strict=True):
         embedding, logits = student.read(branch, maps)
         assert torch.equal(embedding, student.embed(x)) and torch.equal(logits, z)
     weights = [p for branch in one.branches for p in branch.parameters()]

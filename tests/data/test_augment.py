@@ -256,7 +256,7 @@ def test_a_contact_sheet_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFi
     for argv, words in (
         (["list", "data", "digits", "--show", str(tmp_path / "no" / "out.png")], "--show: cannot write"),
         (["list", "data", "digits", "--show", str(tmp_path / "out.what")], "--show: cannot write"),
-        (["list", "models", "resnet8", "--show", "x.png"], "Unknown option: --show"),
+        (["list", "models", "resnet8", "--show", "x.png"], "unknown flag '--show'"),
         (["list", "data", "--show", "x.png"], "--show: is of"),
         (["list", "data", "digits", "--aug", "flop", "--show", "x.png"], "did you mean 'flip'"),
     ):

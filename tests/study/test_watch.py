@@ -163,6 +163,8 @@ import time
 from pathlib import Path
 from test_watch import TOLD, cell, finished, trained
 from teacherless.study.watch import Progress
+from teacherless.training import live
+live.SHARE = 10  # where CPU time is dear, hardly anything would be drawn
 out = Path({out!r})
 cells = [cell(out, row, seed) for seed in range(2) for row in ("plain", "dml")]
 with Progress(cells, TOLD) as progress:

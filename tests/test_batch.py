@@ -40,7 +40,7 @@ def wrong(name: str) -> dict[str, tuple[tl.Batch, str]]:
         "other rows": (good._replace(labels=ids[:32]), "with 32 labels; the first axes must agree"),
     }
     if needed > 1:
-        what = "a classmate" if METHODS[name].wants.classmate else "2 views"
+        what = "a classmate" if METHODS[name].wants.classmate else f"{needed} views"
         cases["one missing"] = (good._replace(inputs=inputs[:1]), f"wants {what} of each sample; found")
     if METHODS[name].wants.index:
         cases["no index"] = (good._replace(index=None), "wants each sample's index; found none")
@@ -89,7 +89,7 @@ def test_after_the_first_batch_nothing_waits_for_the_device(name: str) -> None:
 def test_a_weight_that_changes_needs_the_progress(name: str, options: dict[str, Any]) -> None:
     method = build(name, **options)
     method.begin(method.phases[0])
-    with pytest.raises(tl.InputError, match=r"epoch was not told.*method\.steps\(batch, progress\)"):
+    with pytest.raises(tl.InputError, match=r"neither was told.*method\.steps\(batch, progress\)"):
         method(data(method))
 
 

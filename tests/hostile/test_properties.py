@@ -35,6 +35,7 @@ settings.register_profile("short", max_examples=200, derandomize=True, **COMMON)
 settings.register_profile("long", max_examples=10_000, **COMMON)
 PROFILES = ["short", pytest.param("long", marks=pytest.mark.exhaustive)]
 MEMORY = 1_500_000_000
+LITTLE = 100_000_000  # bytes more than a process has that is larger already: what other tests left comes and goes
 
 # What files say ------------------------------------------------------------------------------------------------------
 
@@ -173,7 +174,7 @@ def look_for(strategy: st.SearchStrategy[Any], profile: str, check: Callable[[An
     before = peak()  # other tests of this process may have taken more
     found()
     if sys.platform == "linux":  # elsewhere in other units
-        assert peak() <= max(before, MEMORY)
+        assert peak() <= max(before + LITTLE, MEMORY)
 
 
 def peak() -> int:

@@ -31,7 +31,6 @@ from teacherless.data.augment.distort import Augment
 from teacherless.method import Method
 from teacherless.methods import METHODS
 from teacherless.training import checkpoint
-from teacherless.training.distributed import Ranks
 
 HOW: dict[str, Any] = {"epochs": 2, "lr": 0.05, "quiet": True}
 COMPLETE = tuple(tuple(0.0 if i == k else 1 / 3 for i in range(4)) for k in range(4))  # by gather, as a matrix
@@ -324,29 +323,18 @@ def test_a_rank_that_hangs_is_noticed_in_time() -> None:
     assert time.monotonic() - began < 50, "the other rank sleeps for a minute"
 
 
-def hanging_at_the_end(where: str) -> dict[str, Any]:
-    """The last rank sleeps in the last validation, or when it has sent what it has learnt."""
+def hanging_at_the_end() -> dict[str, Any]:
+    """The last rank sleeps in the last validation."""
     val = validation()
     if os.environ["RANK"] == "1":
-        if where == "validation":
-            val = loader(64, at=0, then=partial(time.sleep, 600))
-        else:
-            collect = Ranks.collect
-
-            def late(self: Ranks, method: Method) -> None:
-                collect(self, method)
-                time.sleep(600)
-
-            Ranks.collect = late
+        val = loader(64, at=0, then=partial(time.sleep, 600))
     return tl.train(cohort(2), loader(16), val, epochs=1, lr=0.05, timeout=3, quiet=True).summary
 
 
 def test_a_rank_that_hangs_at_the_end_is_noticed_in_time() -> None:
     """`on_ranks` waits for three minutes, where the other rank sleeps for ten."""
-    (lost,) = on_ranks(2, hanging_at_the_end, "validation", waits_for=1)
+    (lost,) = on_ranks(2, hanging_at_the_end, waits_for=1)
     assert lost.kind == "Lost" and "did not answer within timeout 3" in lost.text
-    (summary,) = on_ranks(2, hanging_at_the_end, "sent", waits_for=1)
-    assert summary["epochs"] == 1, "the first rank needs nothing more, and waits for nobody"
 
 
 NO_SPLIT = "the method, with these options, does not split by students; use data"

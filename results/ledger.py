@@ -9,7 +9,8 @@ commands. Beside it stand what it gave (compare.json and compare.csv of each com
 that was trained (cells.jsonl), and where it ran (ran.json), with the hash of the design it ran with.
 
     before = [...]      commands that come first, as one that trains a teacher
-    [images.NAME]       a data set with wrong labels or rare classes, made from another: see made.py
+    [images.NAME]       a data set with wrong labels, rare classes or another size, made from another: see made.py
+    [together]          NAME = "RUN": all students of a run as one network, runs/results/NAME, for --teacher
     [comparisons]       NAME = "compare ...", without --out
     [plain]             NAME = "OTHER": its plain is trained in the comparison OTHER, which stands before it
     contrasts = [["a/dml", "b/plain"], ...]     differences of rows of two comparisons with the same seeds; those
@@ -92,14 +93,16 @@ def kind() -> str:
 
 def prepare(design: dict[str, Any]) -> None:
     """What a study's cells read: images, and networks that were trained before."""
-    from made import make
+    import made
 
     for name, spec in design.get("images", {}).items():
-        make(ROOT / "runs" / "results" / "images" / f"{name}.npz", **spec)
+        made.make(ROOT / "runs" / "results" / "images" / f"{name}.npz", **spec)
     for command in design.get("before", []):
         arguments = shlex.split(command)
         if not (ROOT / arguments[arguments.index("--out") + 1] / "summary.json").exists():
             teacherless(arguments)
+    for name, folder in design.get("together", {}).items():
+        made.together(ROOT / "runs" / "results" / name, ROOT / folder)
 
 
 def share_plain(theirs: Path, ours: Path) -> None:
@@ -367,6 +370,7 @@ def pages(found: list[dict[str, Any]]) -> str:
             parts.append(f"\n{name}: {together(study, name)}\n")
             parts.append(HEAD + "".join(map(table_line, lines)) if lines else "")
             parts.append(sizes(study, name))
+            parts.append(swept(study, name))
         for asked, says in ((False, "as designed"), (True, "asked after the results were seen")):
             lines = [each for each in own if each["against"] != "plain" and each.get("later", False) is asked]
             if lines:
@@ -409,6 +413,19 @@ def sizes(study: str, name: str) -> str:
         for row in sorted(rows, key=lambda row: (row["size"], row["kind"]))
     ]
     return head + "".join(lines) if lines else ""
+
+
+def swept(study: str, name: str) -> str:
+    """What each row chose for itself on validation, by `--sweep`; nothing where there was no choice."""
+    file = HERE / study / name / "compare.json"
+    sweep = json.loads(file.read_text("utf-8"))["sweep"] if file.exists() else None
+    if not sweep:
+        return ""
+    chosen = ", ".join(f"{row} {each['chosen']:g}" for row, each in sweep["methods"].items())
+    tried = ", ".join(next(iter(sweep["methods"].values()))["tried"])
+    return (
+        f"\nChosen on validation, with {sweep['seeds']} seeds of their own, {sweep['setting']} of {tried}: {chosen}.\n"
+    )
 
 
 def table_line(each: dict[str, Any]) -> str:

@@ -1,9 +1,10 @@
-"""Students of some studies, named `results.nets:NAME`."""
+"""Students and teachers of some studies, named `results.nets:NAME`."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
+from teacherless.methods._parts import MeanProbability
 from teacherless.models.small import small_cnn
 
 
@@ -26,3 +27,9 @@ class FrozenAfterOne(nn.Module):
 def frozen_small_cnn(num_classes: int, in_channels: int) -> FrozenAfterOne:
     """small-cnn, frozen after one batch."""
     return FrozenAfterOne(small_cnn(num_classes=num_classes, in_channels=in_channels))
+
+
+def several_small_cnns(num_classes: int, in_channels: int, copies: int, width: int = 32) -> MeanProbability:
+    """The mean of their probabilities."""
+    each = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
+    return MeanProbability(small_cnn(**each) for _ in range(copies))

@@ -21,6 +21,7 @@ import nets  # noqa: E402
 
 from teacherless.cli import cards, main  # noqa: E402
 from teacherless.methods import METHODS  # noqa: E402
+from teacherless.models.files import load_student  # noqa: E402
 
 
 @pytest.mark.parametrize("study", ledger.studies())
@@ -132,6 +133,46 @@ def test_images_are_made_always_the_same(tmp_path: Path) -> None:
     assert share == pytest.approx(0.25, abs=0.01)
     counts = np.bincount(right["y_train"])
     assert counts[0] == 20 and counts[9] == 4 and all(np.diff(counts) <= 0)
+
+
+def test_images_of_another_size_and_several_networks_as_one_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "ROOT", tmp_path)
+    monkeypatch.setattr(ledger, "teacherless", lambda arguments: main(arguments) and pytest.fail("the command failed"))
+    run, file = tmp_path / "two", tmp_path / "runs" / "results" / "images" / "large.npz"
+    data = f"--data npz:{file} --batch-size 10 --student small-cnn,width=2 --steps 2"
+    design = {
+        "images": {"large": {"data": "digits", "count": 20, "size": 12}},
+        "before": [f"train dml {data} --set weight=0 --out {run}"],
+        "together": {"teacher": str(run)},
+    }
+    for _ in range(2):  # what is there is not made again
+        ledger.prepare(design)
+    assert np.load(file)["x_test"].shape[1:] == (12, 12, 1)
+    teacher = tmp_path / "runs" / "results" / "teacher"
+    net = load_student(teacher, trust_imports=True).net.eval()
+    peers = [load_student(run / "students" / f"peer{i}").net.eval() for i in (0, 1)]
+    x = torch.randn(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    mean = (peers[0](x).softmax(1) + peers[1](x).softmax(1)) / 2
+    assert torch.allclose(net(x).exp(), mean, atol=1e-6)
+    ledger.teacherless(shlex.split(f"train kd {data} --teacher {teacher} --trust-imports --out {tmp_path / 'kd'}"))
+
+
+def test_what_was_chosen_on_validation_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "HERE", tmp_path)
+    assert ledger.swept("s", "c") == ""
+    file = tmp_path / "s" / "c" / "compare.json"
+    file.parent.mkdir(parents=True)
+    methods = {
+        row: {"tried": {"0.0005": 80.0, "0.02": 81.0}, "chosen": value}
+        for row, value in (("plain", 0.02), ("dml", 0.0005))
+    }
+    file.write_text(json.dumps({"sweep": {"setting": "weight_decay", "seeds": 2, "methods": methods}}))
+    says = "Chosen on validation, with 2 seeds of their own, weight_decay of 0.0005, 0.02: plain 0.02, dml 0.0005."
+    assert ledger.swept("s", "c").strip() == says
+    file.write_text(json.dumps({"sweep": None}))
+    assert ledger.swept("s", "c") == ""
 
 
 def test_a_frozen_network_keeps_what_its_first_batch_said() -> None:

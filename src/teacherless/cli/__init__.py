@@ -174,7 +174,7 @@ def compare(
     seeds
         how many, from --seed up.
     equal_compute
-        also train plain for as long as the dearest method, and a network as dear where the student has a width.
+        also train plain for as many FLOPs as the dearest method, and a network as dear where the student has a width.
     sweep
         lr=0.03,0.1,0.3: every method first chooses one of these on validation, with two seeds of its own.
     jobs

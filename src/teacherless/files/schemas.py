@@ -332,7 +332,6 @@ LINE = TypeAdapter(Annotated[Line, AfterValidator(_has_numbers)])
 STATE = TypeAdapter(State)
 FAILED = TypeAdapter(Failed)
 MISTAKES = TypeAdapter(Mistakes)
-COSTS = TypeAdapter(dict[str, Annotated[Number, Field(gt=0, le=1000)]])
 
 
 def stored(folder: Path) -> Stored | None:

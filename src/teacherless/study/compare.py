@@ -8,7 +8,7 @@ compared is said in `outcome`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ import joblib
 
 from teacherless import models
 from teacherless.errors import InputError, unknown
-from teacherless.files import disk, schemas
+from teacherless.files import disk
 from teacherless.methods import METHODS
 from teacherless.runs.build import load_source, method_options
 from teacherless.runs.config import Run, parse_student, specs
 from teacherless.runs.widths import scaled
 from teacherless.study import churn, outcome, report
 from teacherless.study.cells import Cell, run_cells
+from teacherless.study.cost import training_flops
 from teacherless.study.outcome import Table
 from teacherless.study.sweep import choose, parse
 from teacherless.study.watch import Told
@@ -52,7 +53,7 @@ def compare(
         seeds: how many.
         out: the folder of the comparison.
         sizes: of cohorts: a method that takes any number of networks gets a row for each (plain is the size 1).
-        equal_compute: also train plain for as long as the dearest method costs, and a wider network where the student
+        equal_compute: also train plain for as many FLOPs as the dearest method, and a wider network where the student
             has a width.
         sweep: `lr=0.03,0.1,0.3`: each method first chooses among these, on validation.
         jobs: how many runs at a time, each in one thread; by default as many as there are cores, one on a GPU.
@@ -80,11 +81,9 @@ def compare(
         each = {row: run.model_copy(update=own[row]) for row, run in each.items()}
     all_seeds = range(template.seed, template.seed + seeds)
     cells = [_cell(row, each[row], seed, out) for seed in all_seeds for row in rows]
-    results = _run(cells, jobs, quiet, ", then plain for longer" if equal_compute else "")
     if equal_compute:
-        more = _equal_compute(each["plain"], outcome.relative_costs(results), all_seeds, out)
-        cells += more
-        results = _run(cells, jobs, quiet)
+        cells += [_cell(row, run, seed, out) for seed in all_seeds for row, run in _equal_compute(each).items()]
+    results = _run(cells, jobs, quiet)
     table = outcome.tabulate(cells, results)
     whole = [cell for cell in cells if "failed" not in results[cell.row, cell.run.seed]]
     source = load_source(whole[0].run, quiet=True) if whole else None
@@ -166,10 +165,10 @@ def _settings(template: Run, method: str, options: dict[str, Any]) -> Run:
     return run
 
 
-def _run(cells: Sequence[Cell], jobs: int, quiet: bool, then: str = "") -> dict[tuple[str, int], Table]:
+def _run(cells: Sequence[Cell], jobs: int, quiet: bool) -> dict[tuple[str, int], Table]:
     """Every cell's summary, or `{"failed": why}`; what is there already is not run again."""
     results = {}
-    for cell, done in zip(cells, run_cells(cells, jobs, None if quiet else TOLD, then), strict=True):
+    for cell, done in zip(cells, run_cells(cells, jobs, None if quiet else TOLD), strict=True):
         if "failed" not in done:
             try:
                 outcome.student_of(cell)
@@ -182,24 +181,26 @@ def _run(cells: Sequence[Cell], jobs: int, quiet: bool, then: str = "") -> dict[
 # Equal compute -------------------------------------------------------------------------------------------------------
 
 
-def _equal_compute(plain: Run, costs: dict[str, float], seeds: range, out: Path) -> list[Cell]:
-    """Plain for as long as the dearest method trains, and a network as costly where the student has a width.
+def _equal_compute(each: Mapping[str, Run]) -> dict[str, Run]:
+    """Plain for as many FLOPs as the dearest row trains, to a quarter of plain's, and a network as costly where the
+    student has a width. Counted, not timed: a comparison has the same rows wherever it runs, and however often.
 
-    The cost, to a quarter, is measured once and kept in `equal-compute.json`: a continued comparison adds the same
-    cells.
+    Raises: InputError for a student in which there is nothing to count.
     """
-    kept = schemas.read(out / "equal-compute.json", schemas.COSTS)
-    if kept is None:
-        kept = {"cost": round(4 * max(costs.values(), default=1.0)) / 4}
-        disk.write_json(out / "equal-compute.json", kept)
-    cost = kept["cost"]
+    source = load_source(each["plain"], quiet=True)
+    flops = {row: training_flops(run, source) for row, run in each.items()}
+    if not flops["plain"]:
+        name = each["plain"].student[0]
+        raise InputError(f"--equal-compute: found 0 FLOPs in {name}; convolutions and matrix products are counted")
+    cost = round(4 * max(flops.values()) / flops["plain"]) / 4
     if cost <= 1:
-        return []
+        return {}
+    plain = each["plain"]
     longer = {"steps": round(plain.steps * cost)} if plain.steps else {"epochs": round(plain.epochs * cost)}
     more = {f"plain-{cost:g}x-longer": plain.model_copy(update=longer)}
     if wide := _wider(plain.student[0], cost):
         more[f"plain-{cost:g}x-wider"] = plain.model_copy(update={"student": (wide,)})
-    return [_cell(row, run, seed, out) for seed in seeds for row, run in more.items()]
+    return more
 
 
 def _wider(spec: str, cost: float) -> str | None:

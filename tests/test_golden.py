@@ -31,7 +31,7 @@ GOLDEN = Path(__file__).parent / "golden"
 STEPS, SAMPLES, SIZE = 50, 20, 10
 F64 = torch.float64
 Curves = dict[str, list[float]]
-TARGETS = ("selective", "naive", "linear", "min-logit")
+TARGETS = ("selective", "naive", "linear", "min-logit", "general")
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in METHODS},

@@ -27,7 +27,17 @@ def adapted() -> nn.Module:
     return tl.adapt(plain_net(), stages="0+1", example=batch().inputs[0])
 
 
-@pytest.mark.parametrize("make", [lambda: tl.Plain(adapted()), lambda: tl.DML(adapted(), adapted())])
+GENERAL = {"target": "general", "temperature": 2.0}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: tl.Plain(adapted()),
+        lambda: tl.DML(adapted(), adapted()),
+        lambda: tl.DML(adapted(), adapted(), **GENERAL),
+    ],
+)
 def test_one_graph_of_adapted_networks(make: Any) -> None:
     method = make()
     step = torch.compile(method, fullgraph=True, backend="eager")
@@ -45,7 +55,9 @@ def test_no_single_graph_where_hooks_read_stages(make: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("make", [lambda: tl.Plain(tiny(0)), lambda: tl.DML(tiny(0), tiny(1))])
+@pytest.mark.parametrize(
+    "make", [lambda: tl.Plain(tiny(0)), lambda: tl.DML(tiny(0), tiny(1)), lambda: tl.DML(tiny(0), tiny(1), **GENERAL)]
+)
 def test_torch_func_takes_gradients_of_methods(make: Any) -> None:
     """Per batch, and of two batches side by side."""
     method, a, b = make().eval(), batch(0), batch(9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from typing import Any
 
@@ -20,7 +21,7 @@ from teacherless.methods import DML
 from teacherless.methods import _targets as targets
 
 F64 = torch.float64
-KDCL = ["naive", "linear", "min-logit"]
+KDCL = ["naive", "linear", "min-logit", "general"]
 ALL = ["selective", *KDCL]
 
 
@@ -46,10 +47,24 @@ def best_mixture(z: Any, labels: list[int]) -> list[float]:
     return [float(v) for v in found.x]
 
 
+def least_error(p: Any, labels: list[int]) -> list[float]:
+    """C⁻¹1 / 1ᵀC⁻¹1 of everyone, then without those below 0, until nobody is. `[K][B][C] -> [K]`."""
+    e = [[v - (c == y) for row, y in zip(own, labels, strict=True) for c, v in enumerate(row)] for own in p]
+    here = list(range(len(p)))
+    while True:
+        c = [[math.fsum(a * b for a, b in zip(e[i], e[j], strict=True)) / len(labels) for j in here] for i in here]
+        found = np.linalg.solve(np.array(c), np.ones(len(here)))
+        if found.min() > 0:
+            return [float(found[here.index(k)] / found.sum()) if k in here else 0.0 for k in range(len(p))]
+        here = [k for k, w in zip(here, found, strict=True) if w > 0]
+
+
 def expected(name: str, z: Any, labels: list[int], temperature: float, listens: Any) -> float:
     """Σ_k of the mean over the batch of T² KL(target ‖ peer)."""
     peers, size, total = len(z), len(labels), []
+    p = [[slow.softmax(row, temperature) for row in own] for own in z]
     mixture = best_mixture(z, labels) if name == "linear" else []
+    general = least_error(p, labels)
     for b, y in enumerate(labels):
         own = [z[k][b] for k in range(peers)]
         ce = [slow.ce(row, y) for row in own]
@@ -63,6 +78,9 @@ def expected(name: str, z: Any, labels: list[int], temperature: float, listens: 
                 target = own[ce.index(min(ce))]
             elif name == "linear":
                 target = [math.fsum(a * row[c] for a, row in zip(mixture, own, strict=True)) for c in range(CLASSES)]
+            elif name == "general":
+                mean = [math.fsum(w * q[b][c] for w, q in zip(general, p, strict=True)) for c in range(CLASSES)]
+                target = [temperature * math.log(v) for v in mean]
             else:
                 target = [min(row[c] - row[y] for row in own) for c in range(CLASSES)]
             total.append(slow.kl(own[k], target, temperature))
@@ -78,7 +96,7 @@ def test_mimicry_equals_the_equation(name: str, temperature: float, peers: int) 
     equal = [[float(j != k) for j in range(peers)] for k in range(peers)]
     wanted = 0.7 * expected(name, z, data.labels.tolist(), temperature, equal)
     found = method(data).terms
-    near = 2e-2 if name == "linear" else 1e-10  # two searches
+    near = {"linear": 2e-2, "general": 1e-6}.get(name, 1e-10)  # two searches; a little on a diagonal
     assert found["mimicry"].item() == pytest.approx(wanted, rel=near)
     assert found["mimicry"].item() > 1e-4
     ce = [slow.mean(slow.ce(row, int(y)) for row, y in zip(own, data.labels, strict=True)) for own in z]
@@ -132,8 +150,44 @@ def test_the_mixture_has_the_lowest_cross_entropy() -> None:
         torch.testing.assert_close(targets.simplex(z, shares, here), found)
 
 
-def test_a_mixture_is_of_the_whole_batch() -> None:
-    data, method = batch(size=10, dtype=F64), make("linear")
+def predictions(peers: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Probabilities of peers that have more or less in common, `[K, 30, C]`, and labels."""
+    g = torch.Generator().manual_seed(seed)
+    common, own = torch.randn(30, CLASSES, generator=g), torch.randn(peers, 30, CLASSES, generator=g)
+    z = seed % 5 * common + torch.linspace(0.5, 1, peers)[:, None, None] * own
+    return z.double().softmax(-1), torch.randint(CLASSES, (30,), generator=g)
+
+
+@pytest.mark.parametrize("peers", [2, 3, 5])
+def test_weights_of_the_least_error(peers: int) -> None:
+    """The closed form, and hardly more error than of the best set of peers."""
+    below = 0
+    for seed in range(40):
+        p, labels = predictions(peers, seed)
+        errors = p - torch.eye(CLASSES, dtype=F64)[labels]
+        found = targets.least_error(errors, torch.zeros(peers, dtype=torch.bool))
+        wanted = least_error([slow.rows(own) for own in p], labels.tolist())
+        assert found.tolist() == pytest.approx(wanted, abs=1e-6)
+        c = (errors.flatten(1) @ errors.flatten(1).t()).numpy()
+        sets = [list(s) for n in range(peers) for s in itertools.combinations(range(peers), n + 1)]
+        each = [(c[np.ix_(s, s)], np.linalg.solve(c[np.ix_(s, s)], np.ones(len(s)))) for s in sets]
+        least = min(w @ part @ w / w.sum() ** 2 for part, w in each if w.min() > 0)
+        assert found.numpy() @ c @ found.numpy() == pytest.approx(least, rel=1e-2)
+        below += wanted.count(0)
+    assert 0 < below < 40 * (peers - 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_equal_peers_weigh_the_same(dtype: torch.dtype) -> None:
+    everyone = torch.zeros(4, dtype=torch.bool)
+    for errors in (predictions(1, 0)[0].expand(4, -1, -1), torch.zeros(4, 30, CLASSES)):
+        found = targets.least_error(errors.to(dtype), everyone)
+        torch.testing.assert_close(found, torch.full_like(found, 1 / 4), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["linear", "general"])
+def test_a_mixture_is_of_the_whole_batch(name: str) -> None:
+    data, method = batch(size=10, dtype=F64), make(name)
     log_p = torch.stack([peer(data.inputs[0]).log_softmax(1) for peer in method.peers]).detach()
 
     def whole(part: Tensor) -> Tensor:
@@ -142,7 +196,7 @@ def test_a_mixture_is_of_the_whole_batch() -> None:
     gone = torch.zeros(3, dtype=torch.bool)
     all_of_it = targets.Voices(log_p, 1.0, data.labels, method.listening, slice(None), gone, whole)
     half = all_of_it._replace(log_p=log_p[:, :5], labels=data.labels[:5])
-    assert torch.equal(targets.of("linear", half)[0], targets.of("linear", all_of_it)[0][:, :5])
+    assert torch.equal(targets.of(name, half)[0], targets.of(name, all_of_it)[0][:, :5])
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -57,6 +57,7 @@ def test_peers_on_ranks_are_those_of_one_process(options: dict[str, Any]) -> Non
         {"topology": "ring"},
         {"topology": COMPLETE},
         {"mimicry": "symmetric", "views": 2},
+        {"target": "general", "temperature": 2.0},
         {"exchange_every": 3},
         {"exchange_every": 3, "topology": "ring"},
     ],
@@ -69,7 +70,7 @@ def test_peers_that_gather_are_those_of_one_process_to_the_bit(options: dict[str
             assert farthest(found, alone) == 0
 
 
-@pytest.mark.parametrize("options", [{}, {"topology": "star"}, {"exchange_every": 3}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"topology": "star"}, {"target": "general"}, {"exchange_every": 3}], ids=str)
 def test_a_mesh_of_2_by_2_is_the_2_peers_on_2_data_ranks(options: dict[str, Any]) -> None:
     """With batch norm: each data rank has statistics of its own part in both."""
     options = {"peers": 2, **options}
@@ -137,9 +138,14 @@ def resumed(ranks: int, parallel: str, batch: int, out: Path, **settings: Any) -
     assert contents(out / "halves") == contents(out / "straight")
 
 
-@pytest.mark.parametrize(("ranks", "parallel", "batch"), [(2, "2x1", 16), (4, "2x2", 8)])
-def test_resume_is_the_same_bits_on_the_same_mesh(ranks: int, parallel: str, batch: int, tmp_path: Path) -> None:
-    resumed(ranks, parallel, batch, tmp_path)
+@pytest.mark.parametrize(
+    ("ranks", "parallel", "batch", "options"),
+    [(2, "2x1", 16, {}), (4, "2x2", 8, {}), (2, "2x1", 16, {"target": "general"})],
+)
+def test_resume_is_the_same_bits_on_the_same_mesh(
+    ranks: int, parallel: str, batch: int, options: dict[str, Any], tmp_path: Path
+) -> None:
+    resumed(ranks, parallel, batch, tmp_path, options=options)
 
 
 @pytest.mark.parametrize(

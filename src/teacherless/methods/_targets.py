@@ -36,6 +36,11 @@ class Voices(NamedTuple):
         """Cross-entropy of everyone's prediction, not softened. `[K, B]`."""
         return losses.nll(losses.log_probs(self.temperature * self.log_p), self.labels)
 
+    def of_all_parts(self) -> tuple[Tensor, Tensor]:
+        """Everyone's predictions, softened, and the labels, of the whole batch. `[K, D·B, C], [D·B(, C)]`."""
+        log_p = self.whole_batch(self.log_p.transpose(0, 1)).transpose(0, 1)
+        return log_p, self.whole_batch(self.labels)
+
 
 Target = tuple[Tensor, Tensor]  # q [k, B, C], and h [k, B]
 
@@ -46,15 +51,13 @@ def of(name: str, voices: Voices) -> Target:
         return _mean(voices, voices.rows)
     if name == "selective":
         return _mean(voices, _better(voices))
-    log_q = {"naive": _best, "linear": _mixture, "min-logit": _lowest}[name](voices)  # [B, C]
-    q, h = log_q.exp(), (log_q.exp() * log_q).sum(-1)
-    return q.expand(len(voices.rows), -1, -1), h.expand(len(voices.rows), -1)
+    log_q = {"naive": _best, "linear": _mixture, "min-logit": _lowest, "general": _general}[name](voices)  # [B, C]
+    return log_q.exp().expand(len(voices.rows), -1, -1), informed(log_q).expand(len(voices.rows), -1)
 
 
 def _mean(voices: Voices, rows: Tensor) -> Target:
     """The mean of several teachers, and of their divergences. `[k, K]`, or `[k, K, B]` by sample."""
-    p = voices.log_p.exp()
-    return mix(rows, p), mix(rows, (p * voices.log_p).sum(-1))
+    return mix(rows, voices.log_p.exp()), mix(rows, informed(voices.log_p))
 
 
 def _better(voices: Voices) -> Tensor:
@@ -79,9 +82,36 @@ def _lowest(voices: Voices) -> Tensor:
 
 def _mixture(voices: Voices) -> Tensor:
     """The mixture of logits with the lowest cross-entropy on the batch. `[B, C]`."""
-    batch = voices.whole_batch(voices.log_p.transpose(0, 1)).transpose(0, 1)
-    weights = simplex(voices.temperature * batch, voices.whole_batch(voices.labels), voices.gone)
+    log_p, labels = voices.of_all_parts()
+    weights = simplex(voices.temperature * log_p, labels, voices.gone)
     return losses.log_probs((weights[:, None, None] * voices.log_p).sum(0))
+
+
+def _general(voices: Voices) -> Tensor:
+    """The mixture of probabilities, not of logits, with the least error on the batch. `[B, C]`."""
+    log_p, labels = voices.of_all_parts()
+    errors = log_p.exp() - losses.virtual_teacher(labels, log_p[0], correct=1)
+    return (least_error(errors, voices.gone).log()[:, None, None] + voices.log_p).logsumexp(0)  # p itself may underflow
+
+
+def least_error(errors: Tensor, gone: Tensor) -> Tensor:
+    """Weights w = C⁻¹1 / 1ᵀC⁻¹1, where C_ij = Σ e_i e_j over samples and classes; 0 for who has left.
+
+    That is the least wᵀCw of weights that sum to 1 (Perrone and Cooper 1993). Whoever gets one below 0 is left out, and
+    the others' are found again. Of equal errors C is singular: a little on its diagonal makes their weights equal.
+    `[K, B, C], [K] -> [K]`.
+    """
+    e = errors.masked_fill(gone[:, None, None], 0).flatten(1)
+    c = e @ e.t()
+    numbers, one = torch.finfo(c.dtype), torch.eye(len(c), dtype=c.dtype, device=c.device)
+    c = c / c.diagonal().amax().clamp_min(numbers.tiny) + numbers.eps**0.5 * one
+    here = ~gone
+    for _ in range(len(gone)):
+        # whoever is left out has a row of the identity, so 0; solve() would wait for the device to say how it went
+        w: Tensor = torch.linalg.solve_ex(torch.where(here[:, None] & here, c, one), here.to(c)).result
+        w = w / w.sum()
+        here = here & (w > 0)
+    return w
 
 
 def simplex(z: Tensor, labels: Tensor, gone: Tensor) -> Tensor:
@@ -123,3 +153,8 @@ def neg_entropy(probs: Tensor) -> Tensor:
     """Σ_c q log q; a mean that rounding took below 0 counts as 0. `[..., C] -> [...]`."""
     q = probs.clamp_min(0)
     return torch.xlogy(q, q).sum(-1)
+
+
+def informed(log_p: Tensor) -> Tensor:
+    """Σ_c p log p. `[..., C] -> [...]`."""
+    return (log_p.exp() * log_p).sum(-1)

@@ -33,6 +33,8 @@ Defaults:
     The others are KDCL's (Guo et al., CVPR 2020, section 3.2), one target for all, with T = 2 there (noted, not
     checked). "naive": whoever has the lowest cross-entropy on the sample. "linear": the logits' mixture Σ_l a_l z_l, a
     on the simplex, with the lowest cross-entropy on the batch. "min-logit": of each class the lowest z_c - z_y.
+    "general": the probabilities' mixture Σ_l w_l p_l, w = C⁻¹1 / 1ᵀC⁻¹1, where C_ij is Σ_c e_ic e_jc averaged over the
+    batch and e = p - onehot(y); whoever would weigh less than 0 is left out, and the others' w are found again.
     exchange_every 1: peers meet at every step. With N > 1 (after Anil et al., ICLR 2018, arXiv:1804.03235, who train by
     it over slow links) they exchange their weights every N steps, and learn from copies of each other that are up to
     N - 1 steps old; the copies read the batch of the moment, in training mode as peers do, and get no gradient. A peer
@@ -50,9 +52,11 @@ Where we differ from the paper, and from the authors' code:
         1/(K-1) Σ_l KL(p_l ‖ p_k) = KL(q_k ‖ p_k) + 1/(K-1) Σ_l KL(p_l ‖ q_k)
     and the last part does not depend on peer k, both have the same gradient. The paper reports different results for
     them (its Figure 4); with peers as constants that cannot come from the method. A test proves the identity.
-    KDCL also shows every student a distortion of its own, and has a fourth target ("general") weighted by errors on
-    held-out images, which a method does not have; no code of its authors was found. How it solves "linear" is not
-    known; here by 50 steps of exponentiated gradient, within 1e-2 nats of the least cross-entropy.
+    KDCL also shows every student a distortion of its own, and finds the weights of "general" on held-out images after
+    each epoch, which a method does not have; here on the whole batch, before the update, so whoever knows it by heart
+    weighs much. √eps of C's largest is added to its diagonal: equal peers weigh the same. No code of its authors was
+    found: how they solve "linear", and what they do with weights below 0, is not known; "linear" here is 50 steps of
+    exponentiated gradient, within 1e-2 nats of the least cross-entropy.
     Roth et al. transfer between pretrained networks, and keep what a student knows by its own earlier prediction; here
     nobody teaches such a sample.
 
@@ -87,7 +91,7 @@ from teacherless.methods import _targets as targets
 from teacherless.methods._copies import flat, idle, who_hears
 from teacherless.methods._mutual import mutual
 from teacherless.methods._parts import MeanProbability, ramp
-from teacherless.methods._targets import mix, neg_entropy, shares
+from teacherless.methods._targets import informed, mix, neg_entropy, shares
 from teacherless.methods._topology import listening
 from teacherless.network import call, check_ready, drawing_layer
 
@@ -127,7 +131,7 @@ class DML(Method):
         reduce: "mean" over the targets, or "sum".
         topology: who listens to whom; a name or a matrix.
         views: distortions of each image per peer.
-        target: what a peer learns from: "peers", "selective", "naive", "linear" or "min-logit".
+        target: what a peer learns from: "peers", "selective", "naive", "linear", "min-logit" or "general".
         exchange_every: steps between two exchanges of weights; 1 exchanges predictions, at every step.
         exchange: `own [k, B, C+1] -> mean over the others [k, B, C+1]`; other ranks and threads come in here.
         gather: `own [k, B, C] -> (all [K, B, C], our rows)`, where the mean of the others is not enough; weights go
@@ -155,7 +159,7 @@ class DML(Method):
         reduce: Literal["mean", "sum"] = "mean",
         topology: Literal["complete", "ring", "star", "weak-to-strong"] | tuple[tuple[float, ...], ...] = "complete",
         views: int = 1,
-        target: Literal["peers", "selective", "naive", "linear", "min-logit"] = "peers",
+        target: Literal["peers", "selective", "naive", "linear", "min-logit", "general"] = "peers",
         exchange_every: int = 1,
         exchange: Exchange = mean_of_others,
         gather: Gather = gather_local,
@@ -285,11 +289,11 @@ class DML(Method):
         """Mimicry of whom each peer learns from. `[k, B, C], [B(, C)] -> [k, B]`."""
         if self.exchange_every == 1:
             all_log_p, mine = self.gather(log_p.detach())  # [K, B, C]
-            gone = self._leave(_informed(all_log_p), step, slice(None))  # [K]
+            gone = self._leave(informed(all_log_p), step, slice(None))  # [K]
         else:
-            self._leave(_informed(log_p.detach()), step, self.rows)
+            self._leave(informed(log_p.detach()), step, self.rows)
             all_log_p, mine = self._copies_say(x, step, log_p.detach()), self.mine
-            gone = self._bad(_informed(all_log_p))[:, None].expand(-1, self.views).reshape(-1)
+            gone = self._bad(informed(all_log_p))[:, None].expand(-1, self.views).reshape(-1)
         all_log_p = all_log_p.masked_fill(gone[:, None, None], 0)
         rows = shares(self.listening[mine].to(log_p), gone, self.reduce)  # [k, K]
         voices = targets.Voices(all_log_p, self.temperature, labels, rows, mine, gone, self.whole_batch)
@@ -344,11 +348,6 @@ class DML(Method):
     def param_groups(self) -> list[dict[str, Any]]:
         """One group per peer: the gradient of the summed loss is block-diagonal, so this *is* K optimizers."""
         return [{"name": f"peer{i}", "params": list(peer.parameters())} for i, peer in enumerate(self.peers)]
-
-
-def _informed(log_p: Tensor) -> Tensor:
-    """Σ p log p. `[..., C] -> [...]`."""
-    return (log_p.exp() * log_p).sum(-1)
 
 
 def _refuse_equal(peers: Sequence[nn.Module]) -> None:

@@ -120,7 +120,9 @@ def test_settings_can_be_recorded(options: dict[str, Any]) -> None:
         torch.testing.assert_close(ours, loops, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("options", [{"update": "in_turn"}, {"ramp_epochs": 2}, {"topology": "ring"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"update": "in_turn"}, {"ramp_epochs": 2}, {"topology": "ring"}, {"target": "general"}], ids=str
+)
 def test_dialects_of_dml_can_be_recorded(options: dict[str, Any]) -> None:
     methods = [build("dml", **options) for _ in range(2)]
     for ours, loops in zip(trained(methods[0], True), trained(methods[1], False), strict=True):

@@ -13,6 +13,7 @@ that was trained (cells.jsonl), and where it ran (ran.json), with the hash of th
     [together]          NAME = "RUN": all students of a run as one network, runs/results/NAME, for --teacher
     [comparisons]       NAME = "compare ...", without --out
     [plain]             NAME = "OTHER": its plain is trained in the comparison OTHER, which stands before it
+    [outliers]          NAME = "DATA": what accuracy does not say of the networks of comparison NAME: see measures.py
     contrasts = [["a/dml", "b/plain"], ...]     differences of rows of two comparisons with the same seeds; those
                         that were asked for after the results stand in later.toml
 """
@@ -36,6 +37,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
+
+import made
+import measures
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -79,6 +83,9 @@ def run(study: str, *flags: str) -> None:
         lines = [cell_line(folder, template) for folder in cells]
         (kept / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         (kept / "curves.json").write_text(json.dumps(curves(cells)) + "\n", encoding="utf-8")
+        if name in design.get("outliers", {}):
+            measured = measures.measure(work / name, design["outliers"][name])
+            (kept / "measures.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     (HERE / study / "ran.json").write_text(json.dumps(where, indent=1) + "\n", encoding="utf-8")
 
 
@@ -93,8 +100,6 @@ def kind() -> str:
 
 def prepare(design: dict[str, Any]) -> None:
     """What a study's cells read: images, and networks that were trained before."""
-    import made
-
     for name, spec in design.get("images", {}).items():
         made.make(ROOT / "runs" / "results" / "images" / f"{name}.npz", **spec)
     for command in design.get("before", []):
@@ -371,6 +376,7 @@ def pages(found: list[dict[str, Any]]) -> str:
             parts.append(HEAD + "".join(map(table_line, lines)) if lines else "")
             parts.append(sizes(study, name))
             parts.append(swept(study, name))
+            parts.append(measures.table(HERE / study / name / "measures.json"))
         for asked, says in ((False, "as designed"), (True, "asked after the results were seen")):
             lines = [each for each in own if each["against"] != "plain" and each.get("later", False) is asked]
             if lines:

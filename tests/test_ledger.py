@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import shutil
 import sys
@@ -17,9 +18,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "results"))
 import ledger  # noqa: E402
 import made  # noqa: E402
+import measures  # noqa: E402
 import nets  # noqa: E402
 
 from teacherless.cli import cards, main  # noqa: E402
+from teacherless.data import load  # noqa: E402
 from teacherless.methods import METHODS  # noqa: E402
 from teacherless.models.files import load_student  # noqa: E402
 
@@ -66,7 +69,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f'question = "q"\nbet = "b"\ndesign = "d"\n'
         'contrasts = [["a/label-smoothing", "c/plain"], ["c/plain", "a/plain"], ["b/plain", "d/plain"]]\n'
         f'[comparisons]\na = "{tiny}"\nb = "{tiny} --seed 7"\nc = "{tiny.replace("label-smoothing", "plain")}"\n'
-        f'd = "{tiny.replace("--steps 2", "--steps 3")} --seed 7"\n[plain]\nc = "a"\n',
+        f'd = "{tiny.replace("--steps 2", "--steps 3")} --seed 7"\n[plain]\nc = "a"\n[outliers]\nd = "digits"\n',
         encoding="utf-8",
     )
     ledger.run("tiny")
@@ -77,6 +80,7 @@ def test_a_study_is_run_kept_and_checked(
     small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert {path.name for path in (small / "b").iterdir()} == {*ledger.KEPT, "cells.jsonl", "curves.json"}
+    assert "| plain |" in ledger.pages(list(ledger.rows())) and (small / "d" / "measures.json").exists()
     found = list(ledger.rows())
     assert [(each["comparison"], each["row"], each["against"], each["seeds"]) for each in found] == [
         ("a", "label-smoothing", "plain", 3),
@@ -157,6 +161,50 @@ def test_images_of_another_size_and_several_networks_as_one_teacher(
     mean = (peers[0](x).softmax(1) + peers[1](x).softmax(1)) / 2
     assert torch.allclose(net(x).exp(), mean, atol=1e-6)
     ledger.teacherless(shlex.split(f"train kd {data} --teacher {teacher} --trust-imports --out {tmp_path / 'kd'}"))
+
+
+def test_temperature_outliers_and_their_table_by_hand(tmp_path: Path) -> None:
+    right, labels = torch.tensor([0.75, 0.25]).log().repeat(4, 1), torch.tensor([0, 0, 0, 1])
+    assert measures.temperature(right, labels) == pytest.approx(1, abs=1e-3)  # three of four are of class 0
+    assert measures.temperature(3 * right, labels) == pytest.approx(3, abs=1e-3)
+    assert measures.temperature(right, labels * 0) == pytest.approx(1 / measures.LARGEST, rel=1e-3)  # as sure as may be
+    inside, outside = (torch.tensor([[p, 1 - p] for p in each]).log() for each in ((0.9, 0.6), (0.6, 0.5)))
+    assert measures.auroc(inside, outside) == 87.5  # of four pairs three and a tie
+    found = measures.of_logits((3 * right, labels), (3 * right, labels), 3 * right[:2])
+    before = -(3 * math.log(27 / 28) + math.log(1 / 28)) / 4  # 0.75 cubed against 0.25 cubed is 27 against 1
+    after = -(3 * math.log(3 / 4) + math.log(1 / 4)) / 4
+    assert [found[key] for key in ("nll", "nll_t", "auroc")] == pytest.approx([before, after, 50])
+    assert [found[key] for key in ("ece", "ece_t")] == pytest.approx([100 * (27 / 28 - 3 / 4), 0], abs=1e-2)
+
+    same = dict.fromkeys(measures.WHAT, 2.0)
+    together = {key: value for key, value in same.items() if key != "rise"}
+    rows = {
+        "plain": dict.fromkeys((1, 2, 3), same),
+        "dml": {seed: same | {"ece": 2.0 + seed} for seed in (1, 2, 3)},
+        "dml, together": dict.fromkeys((1, 2, 3), together),
+    }
+    file = tmp_path / "measures.json"
+    assert measures.table(file) == ""
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    lines = measures.table(file).splitlines()
+    assert lines[-3].startswith("| plain | 2.00 | 2.00 | 2.000 ")
+    assert lines[-2].startswith("| dml | +2.00 [-1.58, +5.58] | +0.00 | ")  # 6.2 / √3, at 0.025 for two rows
+    assert lines[-1].endswith("| - |")
+
+
+def test_measures_are_of_the_networks_that_were_trained(tmp_path: Path) -> None:
+    run = tmp_path / "two"
+    assert (
+        main(shlex.split(f"train dml --train-samples 30 --student small-cnn,width=2 -b 10 --steps 2 --out {run}")) == 0
+    )
+    source = load("digits", train_samples=30)
+    found = measures.of_run(run, source, source.test)
+    summary = json.loads((run / "summary.json").read_text("utf-8"))
+    of_peers = [each["test_nll"] for each in summary["students"].values()]
+    assert found["one"]["nll"] == pytest.approx(sum(of_peers) / 2, abs=1e-5)
+    assert found["together"]["nll"] == pytest.approx(summary["ensemble"]["test_nll"], abs=1e-5)
+    assert found["one"]["auroc"] == found["together"]["auroc"] == 50  # the outliers are the test images
+    assert math.isfinite(found["one"]["rise"]) and "rise" not in found["together"]
 
 
 def test_what_was_chosen_on_validation_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

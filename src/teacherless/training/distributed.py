@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -38,16 +38,14 @@ from teacherless.data import Loader
 from teacherless.errors import Diverged, InputError, Lost, Stopped
 from teacherless.method import Method
 from teacherless.models.files import state_hash
-from teacherless.training import torchrun
+from teacherless.training import rank_states, torchrun
 from teacherless.training.checkpoint import State
 from teacherless.training.ema import Average, norm_buffers
 from teacherless.training.mesh import dealt, part_of, shape, splits
 from teacherless.training.precision import channels_last
-from teacherless.training.record import STUDENTS
 from teacherless.training.settings import Settings
 
 T = TypeVar("T")
-OWN = ("recorder", "random", "epoch_random")  # parts of a run's state that each rank has for itself
 START = timedelta(seconds=60)  # for all ranks to be there, at least
 PATIENCE = timedelta(days=30)  # for what only the first rank does; torchrun ends us if that is gone
 
@@ -316,80 +314,25 @@ class Ranks:
 
     def totals(self, sums: dict[str, Tensor], count: int) -> tuple[dict[str, Tensor], int]:
         """An epoch's sums so far, and of how many samples they are, of all ranks."""
-        if self.size == 1:
+        if not (mesh := self.about()):
             return sums, count
-        return self._added(self.everyone(({name: value.cpu() for name, value in sums.items()}, count)))
-
-    def _added(self, found: Sequence[tuple[dict[str, Tensor], int]]) -> tuple[dict[str, Tensor], int]:
-        sums: dict[str, Tensor] = {}
-        for rank, (own, _) in enumerate(found):
-            for name, value in own.items():
-                if name == STUDENTS:
-                    rows = torch.tensor(self.assigned[rank // self.shape[1]])
-                    every = value.new_zeros(len(value), sum(map(len, self.assigned)))
-                    value = every.index_copy(1, rows, value)
-                sums[name] = sums[name] + value if name in sums else value
-        return sums, sum(count for _, count in found[: self.shape[1]])
+        return rank_states.added(self.everyone(({name: value.cpu() for name, value in sums.items()}, count)), mesh)
 
     def whole(self, state: State) -> State:
         """On the first rank: the state of the whole run as one process has it, and what each rank has for itself."""
-        if self.size == 1:
+        if not (mesh := self.about()):
             return state
-        mine = {key: tensor.cpu() for key, tensor in state.tensors.items() if self._sends(key)}
-        found: list[Any] | None = [None] * self.size if self.rank == 0 else None
-        dist.gather_object((mine, state.values), found, dst=0, group=self.control)
-        return self._assembled(found) if found else state
-
-    def _sends(self, key: str) -> bool:
-        """Whether this rank's tensor is the run's, or the rank's own."""
-        pack, _, name = key.partition("/")
-        if self.foreign and name.startswith(self.foreign):
-            return False
-        return self.data == 0 or pack in OWN or (pack in ("method", "average") and name not in self.parameters)
-
-    def _assembled(self, found: Sequence[tuple[dict[str, Tensor], dict[str, Any]]]) -> State:
-        tensors, values = dict(found[0][0]), dict(found[0][1])
-        numbers: dict[str, Any] = {}
-        for rank, (theirs, said) in enumerate(found):
-            for key, tensor in theirs.items():
-                own = key.split("/")[0] in OWN
-                if not own and rank % self.shape[1] == 0:
-                    tensors[key] = tensor
-                elif own or key not in tensors or not torch.equal(tensors[key], tensor):
-                    tensors[f"rank{rank}/{key}"] = tensor
-            numbers |= said["optimizer"]["numbers"]
-            rest = {key: value for key, value in said["recorder"].items() if key != "history"}
-            values[f"rank{rank}"] = {name: said[name] for name in OWN} | {"recorder": rest}
-        recorded = ((theirs, said["recorder"]) for theirs, said in found)
-        added, count = self._added(
-            [({name: sums[f"recorder/{name}"] for name in each["terms"]}, each["count"]) for sums, each in recorded]
-        )
-        tensors |= {f"recorder/{name}": value for name, value in added.items()}
-        values["recorder"] = values["recorder"] | {"count": count}
-        values["optimizer"] = values["optimizer"] | {"numbers": numbers}
-        values["mesh"] = self.about()
-        return State(tensors, values)
+        own = rank_states.sent(state, self.data, self.foreign, self.parameters)
+        states: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(own, states, dst=0, group=self.control)
+        return rank_states.of_run(states, mesh) if states else state
 
     def mine(self, state: State) -> State:
         """What this rank goes on from: on the same mesh with what it had for itself, to the same bits."""
-        tensors, values = state
-        if self.size == 1:
+        if not (mesh := self.about()):
             return state
         self.began = state
-        if values.get("mesh") == self.about():
-            prefix = f"rank{self.rank}/"
-            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            said = values[prefix[:-1]]
-            return State({**tensors, **own}, {**values, **{name: values[name] | said[name] for name in OWN}})
-        first = self.rank == 0
-        sums = {f"recorder/{name}": tensors[f"recorder/{name}"] * first for name in values["recorder"]["terms"]}
-        if (students := f"recorder/{STUDENTS}") in sums:
-            sums[students] = tensors[students][:, self.own] * (self.data == 0)
-        if not first:  # or all ranks would drop the same units
-            generator = torch.Generator().manual_seed(self.rank + (values["loop"]["step"] << 20))
-            sums["random/torch"] = generator.get_state()
-        recorder = values["recorder"] | {"count": values["recorder"]["count"] * first}
-        return State({**tensors, **sums}, {**values, "recorder": recorder})
+        return rank_states.of_rank(self.rank, state, mesh)
 
 
 class _Apart(nn.Module):

@@ -319,11 +319,11 @@ class DML(Method):
         if self.training and int(step) % self.exchange_every == 0:
             everyone, _ = self.gather(flat(self.peers, self.copies.shape[1])[:, None])
             self.copies.copy_(everyone[:, 0])
-        said = like.new_zeros(len(self.all_peers), self.views, *like.shape[1:])  # [K, V, B, C]
+        log_p = like.new_zeros(len(self.all_peers), self.views, *like.shape[1:])  # [K, V, B, C]
         for i in self.heard:
             logits = idle(self.all_peers[i], x, self.copies[i])
-            said[i] = losses.log_probs(logits.view_as(said[i]), self.temperature)
-        return said.flatten(0, 1)
+            log_p[i] = losses.log_probs(logits.view_as(log_p[i]), self.temperature)
+        return log_p.flatten(0, 1)
 
     def students(self) -> dict[str, nn.Module]:
         """The peers."""

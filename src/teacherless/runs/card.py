@@ -85,11 +85,11 @@ def _use(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _worth(folder: Path, name: str, summary: Mapping[str, Any]) -> Iterator[str]:
     row = (summary["ensemble"] if name == "ensemble" else summary["students"][name]) or {}
-    tested = {said: row[f"test_{key}"] for key, said in NUMBERS.items() if row.get(f"test_{key}") is not None}
+    tested = {label: row[f"test_{key}"] for key, label in NUMBERS.items() if row.get(f"test_{key}") is not None}
     yield "## What it is worth\n\n| | |\n|---|---|"
     if row.get("val_top1") is not None:
         yield f"| validation: top-1 % | {row['val_top1']:.2f} |"
-    yield from (f"| test: {said} | {value:.2f} |" for said, value in tested.items())
+    yield from (f"| test: {label} | {value:.2f} |" for label, value in tested.items())
     yield f"\nOne run, of seed {summary['seed']}."
     if compared := _compared(folder):
         yield compared

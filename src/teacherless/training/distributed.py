@@ -114,38 +114,38 @@ class Ranks:
 
     def everyone(self, value: T, patient: bool = False) -> list[T]:
         """The values of all ranks."""
-        found: list[Any] = [value] * self.size
+        values: list[Any] = [value] * self.size
         if self.size > 1:
-            dist.all_gather_object(found, value, group=self.patient if patient else self.control)
-        return found
+            dist.all_gather_object(values, value, group=self.patient if patient else self.control)
+        return values
 
     def from_first(self, value: T) -> T:
         """The first rank's value, however long that takes."""
-        box = [value]
+        values = [value]
         if self.size > 1:
-            dist.broadcast_object_list(box, src=0, group=self.patient)
-        return box[0]
+            dist.broadcast_object_list(values, src=0, group=self.patient)
+        return values[0]
 
     def agree(self, *flags: int) -> list[int]:
         """The largest that any rank says."""
         if self.size == 1:
             return [*flags]
-        found = torch.tensor(flags)
-        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.control)
-        return found.tolist()
+        largest = torch.tensor(flags)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.control)
+        return largest.tolist()
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """What one rank cannot do, none does. Raises: InputError, on all ranks the same."""
-        said = None
+        own = None
         try:
             yield
         except InputError as error:
             if self.size == 1:
                 raise
-            said = str(error)
-        found = self.everyone(said, patient=True)
-        if errors := {text: rank for rank, text in reversed([*enumerate(found)]) if text}:
+            own = str(error)
+        texts = self.everyone(own, patient=True)
+        if errors := {text: rank for rank, text in reversed([*enumerate(texts)]) if text}:
             text, rank = min(errors.items(), key=lambda pair: pair[1])
             self.agreed = text if rank == 0 else f"rank {rank}: {text}"
             raise InputError(self.agreed)
@@ -164,8 +164,8 @@ class Ranks:
             "networks": state_hash(method),
         }
         with self.together():
-            for rank, theirs in enumerate(found := self.everyone(facts, patient=True)):
-                if other := [what for what in facts if theirs[what] != found[0][what]]:
+            for rank, theirs in enumerate(all_facts := self.everyone(facts, patient=True)):
+                if other := [what for what in facts if theirs[what] != all_facts[0][what]]:
                     whose = f"rank {rank}: its {' and '.join(other)}"
                     raise InputError(f"{whose} differ from rank 0's; all ranks need the same")
 
@@ -252,10 +252,10 @@ class Ranks:
         """Everyone's predictions, in the students' order. `[k·V, B, C] -> [K·V, B, C], our rows`."""
         views, most = len(own) // len(self.own), max(map(len, self.assigned))
         sent = torch.cat([own, own.new_zeros(views * most - len(own), *own.shape[1:])])
-        found = [torch.empty_like(sent) for _ in self.assigned]
-        dist.all_gather(found, sent, group=self.mesh["peer"].get_group())
+        received = [torch.empty_like(sent) for _ in self.assigned]
+        dist.all_gather(received, sent, group=self.mesh["peer"].get_group())
         rows = {
-            student: found[rank][i * views : (i + 1) * views]
+            student: received[rank][i * views : (i + 1) * views]
             for rank, each in enumerate(self.assigned)
             for i, student in enumerate(each)
         }
@@ -264,9 +264,9 @@ class Ranks:
 
     def _whole_batch(self, own: Tensor) -> Tensor:
         """Every data rank's rows. `[b, ...] -> [D·b, ...]`."""
-        found = [torch.empty_like(own) for _ in range(self.shape[1])]
-        dist.all_gather(found, own.contiguous(), group=self.mesh["data"].get_group())
-        return torch.cat(found)
+        parts = [torch.empty_like(own) for _ in range(self.shape[1])]
+        dist.all_gather(parts, own.contiguous(), group=self.mesh["data"].get_group())
+        return torch.cat(parts)
 
     # At an epoch's end, and to save -----------------------------------------------------------------------------------
 
@@ -296,9 +296,9 @@ class Ranks:
         if not self.foreign:
             return own
         device = self._device()
-        found = self.everyone({} if self.data else {name: each.cpu() for name, each in own.items()})
-        said = {name: each.to(device) for theirs in found for name, each in theirs.items()}
-        return {name: said[name] for name in self.method.students()}
+        parts = self.everyone({} if self.data else {name: each.cpu() for name, each in own.items()})
+        logits = {name: each.to(device) for part in parts for name, each in part.items()}
+        return {name: logits[name] for name in self.method.students()}
 
     def forget(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop an optimizer's state of what other ranks train."""

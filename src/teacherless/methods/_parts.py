@@ -51,7 +51,8 @@ class Frozen:
     def at(self, x: Input) -> Any:
         """The teacher where `x` is (call its `features` under `torch.no_grad()`)."""
         here = next(leaves(x))
-        own = next((p for p in self.net.parameters() if p.is_floating_point()), here)
+        floating = [p for p in self.net.parameters() if p.is_floating_point()]
+        own: Tensor = floating[0] if floating else here
         dtype = here.dtype if here.is_floating_point() else own.dtype
         if own.device != here.device or own.dtype != dtype:
             self.net.to(here.device, dtype)

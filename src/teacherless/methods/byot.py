@@ -121,7 +121,7 @@ class BYOT(Method):
     def _shallow(self, maps: list[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Map, embedding and logits of every other exit."""
         height, width = maps[-1].shape[-2:]
-        return [exit(f, height, width) for exit, f in zip(self.exits, maps, strict=False)]
+        return [exit(f, height, width) for exit, f in zip(self.exits, maps[: len(self.exits)], strict=True)]
 
     def _distil(self, each: Tensor, target: Tensor) -> Tensor:
         if self.distil == "kl":

@@ -36,21 +36,25 @@ HOW: dict[str, Any] = {"epochs": 2, "lr": 0.05, "quiet": True}
 COMPLETE = tuple(tuple(0.0 if i == k else 1 / 3 for i in range(4)) for k in range(4))  # by gather, as a matrix
 
 
+LARGER = pytest.param(4, marks=pytest.mark.exhaustive)  # what follows has four ranks too, on a mesh
+
+
 def peers(options: dict[str, Any], settings: dict[str, Any], batch: int = 16) -> tuple[list[Tensor], dict[str, Any]]:
     method = cohort(**options)
     result = tl.train(method, loader(batch, method.wants), validation(), validation(), **{**HOW, **settings})
     return weights(method), result.summary
 
 
+@pytest.mark.parametrize("ranks", [2, LARGER])
 @pytest.mark.parametrize("options", [{}, {"mimicry": "dml_e", "temperature": 2.0}, {"views": 2}], ids=str)
-def test_peers_on_ranks_are_those_of_one_process(options: dict[str, Any]) -> None:
+def test_peers_on_ranks_are_those_of_one_process(options: dict[str, Any], ranks: int) -> None:
     alone, summary = peers(options, {})
-    for ranks in (2, 4):
-        for found, told in on_ranks(ranks, peers, options, {"parallel": "peers"}):
-            assert farthest(found, alone) < 1e-6
-            assert told["students"].keys() == summary["students"].keys()
+    for found, told in on_ranks(ranks, peers, options, {"parallel": "peers"}):
+        assert farthest(found, alone) < 1e-6
+        assert told["students"].keys() == summary["students"].keys()
 
 
+@pytest.mark.parametrize("ranks", [2, LARGER])
 @pytest.mark.parametrize(
     "options",
     [
@@ -63,14 +67,22 @@ def test_peers_on_ranks_are_those_of_one_process(options: dict[str, Any]) -> Non
     ],
     ids=str,
 )
-def test_peers_that_gather_are_those_of_one_process_to_the_bit(options: dict[str, Any]) -> None:
+def test_peers_that_gather_are_those_of_one_process_to_the_bit(options: dict[str, Any], ranks: int) -> None:
     alone, _ = peers(options, {})
-    for ranks in (2, 4):
-        for found, _ in on_ranks(ranks, peers, options, {"place": "1,0,0,1" if ranks == 2 else None}):
-            assert farthest(found, alone) == 0
+    for found, _ in on_ranks(ranks, peers, options, {"place": "1,0,0,1" if ranks == 2 else None}):
+        assert farthest(found, alone) == 0
 
 
-@pytest.mark.parametrize("options", [{}, {"topology": "star"}, {"target": "general"}, {"exchange_every": 3}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"exchange_every": 3},
+        pytest.param({"topology": "star"}, marks=pytest.mark.exhaustive),
+        pytest.param({"target": "general"}, marks=pytest.mark.exhaustive),
+    ],
+    ids=str,
+)
 def test_a_mesh_of_2_by_2_is_the_2_peers_on_2_data_ranks(options: dict[str, Any]) -> None:
     """With batch norm: each data rank has statistics of its own part in both."""
     options = {"peers": 2, **options}
@@ -140,7 +152,11 @@ def resumed(ranks: int, parallel: str, batch: int, out: Path, **settings: Any) -
 
 @pytest.mark.parametrize(
     ("ranks", "parallel", "batch", "options"),
-    [(2, "2x1", 16, {}), (4, "2x2", 8, {}), (2, "2x1", 16, {"target": "general"})],
+    [
+        (2, "2x1", 16, {}),
+        (4, "2x2", 8, {}),
+        pytest.param(2, "2x1", 16, {"target": "general"}, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_resume_is_the_same_bits_on_the_same_mesh(
     ranks: int, parallel: str, batch: int, options: dict[str, Any], tmp_path: Path

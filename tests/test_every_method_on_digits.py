@@ -14,8 +14,8 @@ import torch
 from teacherless.cli import main
 from teacherless.methods import METHODS
 
-pytestmark = pytest.mark.slow  # a minute in all
-
+# `make slow` has those that differ in what they ship, and what the papers compare with; `make exhaustive` the rest
+SAMPLE = {"plain", "label-smoothing", "kd", "dml", "one", "ddgsd", "frskd", "pcl", "ps-kd", "tf-kd"}
 EPOCHS = 15  # the refiner of frskd needs them; the others are there after six
 
 
@@ -33,7 +33,10 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in SAMPLE else pytest.mark.exhaustive) for name in METHODS],
+)
 def test_every_method_on_digits(name: str, plain: Path, tmp_path: Path) -> None:
     kind = METHODS[name]
     more = ["--peers", "2"] if kind.cohort else []

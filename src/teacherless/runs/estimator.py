@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from teacherless.data.views import Views
 from teacherless.errors import InputError, unknown
 from teacherless.losses import log_probs
 from teacherless.methods import METHODS
-from teacherless.network import call, evaluating
+from teacherless.network import call
 from teacherless.training.lifecycle import train
 
 PREDICTED_AT_ONCE = 1024  # samples
@@ -109,9 +110,10 @@ class PeerClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         x = torch.from_numpy(validate_data(self, X, dtype=np.float32, allow_nd=True, reset=False))
         device = next(self.network_.parameters(), x).device
-        with evaluating([self.network_]):
-            logits = [call(self.network_, part.to(device)) for part in torch.split(x, PREDICTED_AT_ONCE)]
-        probabilities: np.ndarray[Any, Any] = log_probs(torch.cat(logits).double()).exp().cpu().numpy()
+        device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+        exact = copy.deepcopy(self.network_).to(device).double().eval()  # in float32 a row depends on those beside it
+        logits = [call(exact, part.to(device, torch.float64)) for part in torch.split(x, PREDICTED_AT_ONCE)]
+        probabilities: np.ndarray[Any, Any] = log_probs(torch.cat(logits)).exp().cpu().numpy()
         return probabilities
 
     def predict(self, X: Any) -> np.ndarray[Any, Any]:

@@ -165,8 +165,7 @@ MUTANTS = [
     Mutant("general: nothing on the diagonal", TARGETS, "numbers.eps**0.5 * one", "0 * one"),
     Mutant("general: a mixture of logits", TARGETS, ".log()[:, None, None] + voices.log_p).logsumexp(0)",
            "[:, None, None] * voices.log_p).sum(0).log_softmax(-1)"),
-    Mutant("targets: entropy of the target dropped", TARGETS, "informed(log_q).expand",
-           "informed(log_q).mul(0).expand"),
+    Mutant("targets: entropy of the target dropped", TARGETS, "h = (q * log_q).sum(-1)", "h = 0 * log_q.sum(-1)"),
     #
     Mutant("ONE: the gate's axis swapped", ONE, ".softmax(1)  # [B, m]", ".softmax(0)  # [B, m]"),
     Mutant("ONE: ensemble not constant", ONE, "losses.kl(each, mixed.detach(), self.temperature)",

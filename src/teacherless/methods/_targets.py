@@ -52,12 +52,15 @@ def of(name: str, voices: Voices) -> Target:
     if name == "selective":
         return _mean(voices, _better(voices))
     log_q = {"naive": _best, "linear": _mixture, "min-logit": _lowest, "general": _general}[name](voices)  # [B, C]
-    return log_q.exp().expand(len(voices.rows), -1, -1), informed(log_q).expand(len(voices.rows), -1)
+    q = log_q.exp()
+    h = (q * log_q).sum(-1)
+    return q.expand(len(voices.rows), -1, -1), h.expand(len(voices.rows), -1)
 
 
 def _mean(voices: Voices, rows: Tensor) -> Target:
     """The mean of several teachers, and of their divergences. `[k, K]`, or `[k, K, B]` by sample."""
-    return mix(rows, voices.log_p.exp()), mix(rows, informed(voices.log_p))
+    p = voices.log_p.exp()
+    return mix(rows, p), mix(rows, (p * voices.log_p).sum(-1))
 
 
 def _better(voices: Voices) -> Tensor:

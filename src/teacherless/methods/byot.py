@@ -113,7 +113,7 @@ class BYOT(Method):
             terms["hint"] = self.hint_weight * torch.stack(misses).sum()
         elif self.hint_weight and self.adapters:
             goal = losses.full(embedding.detach())
-            adapted = [adapt(e) for adapt, e in zip(self.adapters, embeddings, strict=False)]
+            adapted = [adapt(e) for adapt, e in zip(self.adapters, embeddings[: len(self.adapters)], strict=True)]
             misses = [torch.dist(losses.full(e), goal) for e in adapted]
             terms["hint"] = self.hint_weight * torch.stack(misses).sum()
         return Output(terms, logits.detach()[None])

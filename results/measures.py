@@ -146,9 +146,9 @@ def table(file: Path) -> str:
         for row in rows:
             lines[row] += f" {shown(differences[row], digits) if row in differences else '-'} |"
     says = (
-        "Beside accuracy, differences to plain over seeds. T: the temperature that fits validation images best. AUROC: "
+        "Beside accuracy, differences to plain over seeds. T: the temperature that fits validation images best. "
+        "AUROC: of outliers, by confidence. Rise: of the training loss under noise on the weights."
     )
-    says += "of outliers, by confidence. Rise: of the training loss under noise on the weights."
     head = "".join(f" {what} |" for what, _ in WHAT.values())
     return f"\n{says}\n\n| |{head}\n|{'---|' * (len(WHAT) + 1)}\n" + "".join(f"{line}\n" for line in lines.values())
 

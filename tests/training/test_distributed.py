@@ -34,9 +34,7 @@ from teacherless.training import checkpoint
 
 HOW: dict[str, Any] = {"epochs": 2, "lr": 0.05, "quiet": True}
 COMPLETE = tuple(tuple(0.0 if i == k else 1 / 3 for i in range(4)) for k in range(4))  # by gather, as a matrix
-
-
-LARGER = pytest.param(4, marks=pytest.mark.exhaustive)  # what follows has four ranks too, on a mesh
+LARGER = pytest.param(4, marks=pytest.mark.exhaustive)  # `make test` has four ranks on a mesh of 2 x 2
 
 
 def peers(options: dict[str, Any], settings: dict[str, Any], batch: int = 16) -> tuple[list[Tensor], dict[str, Any]]:

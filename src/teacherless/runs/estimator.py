@@ -106,7 +106,7 @@ class PeerClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     @torch.no_grad()
     def predict_proba(self, X: Any) -> np.ndarray[Any, Any]:
-        """Probabilities `[N, classes]`, in the order of `classes_`."""
+        """Probabilities `[N, classes]`, in the order of `classes_`. The network computes them in float64."""
         check_is_fitted(self)
         x = torch.from_numpy(validate_data(self, X, dtype=np.float32, allow_nd=True, reset=False))
         device = next(self.network_.parameters(), x).device

@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 QUICK := --quiet --no-compile -c constraints.txt# compiled is what is imported, not 200 MB of sources
 
+# A shell that forbids it would have each of hundreds of processes compile torch again: ten seconds of each.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: docs demo readme-demo results check-results readme test coverage slow exhaustive pythons crash mutate golden check clean
 .DEFAULT_GOAL := test
 
@@ -35,16 +38,16 @@ readme: $(BIN)/.ready  ## every number that README.md and docs/learnt.md take fr
 	$(BIN)/python results/ledger.py write
 
 test: $(BIN)/.ready  ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow and not exhaustive'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not exhaustive'
 
 coverage: $(BIN)/.ready  ## the tests once more, and which lines of code they reach
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow and not exhaustive' --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not exhaustive' --cov --cov-report=term:skip-covered
 
 slow: $(BIN)/.ready  ## a recipe of every method and data set run small, and runs that are killed and resumed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 exhaustive: $(BIN)/.ready  ## every recipe, every crash point, thousands of damaged files and command lines: more than an hour
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m exhaustive
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m exhaustive
 
 pythons:  ## losses, golden curves and the command line on Python 3.12 and 3.13, where they are: some gigabytes of torch each
 	tests/pythons.sh

@@ -4,6 +4,7 @@
 # a CUDA build for them, some gigabytes: a Python whose torch cannot be had in five minutes is left out, with a word.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+export PYTHONDONTWRITEBYTECODE=  # as in the Makefile
 tested="tests/test_losses.py tests/test_golden.py tests/test_cli.py"
 failed=0
 
@@ -22,7 +23,7 @@ check() { # version torch
     if "$python" -m venv "$folder/venv" &&
         timeout "${INSTALL_SECONDS:-300}" "$folder/venv/bin/pip" install --quiet --no-compile -c "$folder/constraints.txt" "torch==$2" -e '.[dev]' 2>"$folder/log"; then
         "$folder/venv/bin/python" -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__)'
-        OMP_NUM_THREADS=1 "$folder/venv/bin/python" -m pytest -n 2 -m 'not slow and not exhaustive' $tested || failed=1
+        OMP_NUM_THREADS=1 "$folder/venv/bin/python" -m pytest -n 2 --dist worksteal -m 'not slow and not exhaustive' $tested || failed=1
     else
         why=$(grep -v WARNING "$folder/log" | tail -1)
         echo "Python $1: torch $2 could not be installed, not tested: ${why:-it took too long}"

@@ -22,7 +22,10 @@ from teacherless.method import Batch, Method, Wants
 
 SAMPLES = 64
 MADE = multiprocessing.get_context("forkserver")
-MADE.set_forkserver_preload(["ranks", "teacherless.runs.execute"])
+# and what a run imports on its way: each rank would for itself, for seconds
+MADE.set_forkserver_preload(
+    ["ranks", "teacherless.runs.execute", "sklearn.datasets", "torch._dynamo", "torch.nn.parallel"]
+)
 
 
 class Raised(NamedTuple):

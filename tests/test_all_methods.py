@@ -77,6 +77,10 @@ def each_phase(name: str) -> list[Method]:
 
 
 every_method = pytest.mark.parametrize("name", list(METHODS))
+SEVERAL = {"plain", "dml", "ddgsd", "fitnets"}  # of those that take seconds; `make slow` has all
+several_methods = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in SEVERAL else pytest.mark.slow) for name in METHODS]
+)
 
 
 @every_method
@@ -178,7 +182,7 @@ def test_ensemble_predicts(name: str) -> None:
             assert ensemble(data(method).inputs[0]).shape == (SAMPLES, CLASSES)
 
 
-@every_method
+@several_methods
 def test_overfits_64_images(name: str) -> None:
     batch = data(build(name))
     teacher = tiny(100, width=6)
@@ -205,7 +209,7 @@ def test_one_seed_is_one_result(name: str) -> None:
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-@every_method
+@several_methods
 def test_one_graph_per_turn(name: str) -> None:
     for method in each_phase(name):
         graphs = []

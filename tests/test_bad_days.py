@@ -276,6 +276,7 @@ STREAMED = ["plain", "--student", "small-cnn,width=4", "--img-size", "64", "--wo
             "--batch-size", "4"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
 def test_a_worker_that_is_killed(photos: Path, tmp_path: Path) -> None:
     """One line, no hang, and the bits of a run whose workers live."""
@@ -291,6 +292,7 @@ def test_a_worker_that_is_killed(photos: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
 def test_a_worker_that_is_stopped_stops_nobody_from_stopping(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"

@@ -16,7 +16,13 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 @pytest.mark.parametrize(
     ("script", "least"),
-    [("own_loop.py", 95), ("own_model.py", 85), ("text.py", 70), ("text_transformers.py", 65), ("tabular.py", 95)],
+    [
+        ("own_loop.py", 95),
+        ("own_model.py", 85),
+        pytest.param("text.py", 70, marks=pytest.mark.slow),
+        pytest.param("text_transformers.py", 65, marks=pytest.mark.slow),
+        pytest.param("tabular.py", 95, marks=pytest.mark.slow),
+    ],
 )
 def test_example(script: str, least: float, tmp_path: Path) -> None:
     if "transformers" in script:

@@ -80,7 +80,8 @@ def test_a_study_is_run_kept_and_checked(
     small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert {path.name for path in (small / "b").iterdir()} == {*ledger.KEPT, "cells.jsonl", "curves.json"}
-    assert "| plain |" in ledger.pages(list(ledger.rows())) and (small / "d" / "measures.json").exists()
+    page = ledger.pages(list(ledger.rows()))
+    assert "| plain |" in page and "changed after" not in page and (small / "d" / "measures.json").exists()
     found = list(ledger.rows())
     assert [(each["comparison"], each["row"], each["against"], each["seeds"]) for each in found] == [
         ("a", "label-smoothing", "plain", 3),
@@ -106,9 +107,6 @@ def test_a_study_is_run_kept_and_checked(
         ledger.check("tiny")
     assert done.value.code and "OTHER BITS" in capsys.readouterr().out
 
-
-def test_a_design_that_was_changed_after_its_results_is_told(small: Path) -> None:
-    assert "changed after" not in ledger.pages(list(ledger.rows()))
     file = small / "study.toml"
     file.write_text(file.read_text("utf-8").replace('"b"', '"another bet"', 1), encoding="utf-8")
     assert "The design was changed after these results" in ledger.pages(list(ledger.rows()))

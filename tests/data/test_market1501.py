@@ -85,6 +85,7 @@ def test_a_folder_without_query(market: Path, tmp_path: Path, capsys: pytest.Cap
     assert line.count("\n") == 1 and "found no query/" in line and str(tmp_path) in line
 
 
+@pytest.mark.slow
 def test_analyse_where_the_test_is_a_search(market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Entropy and flatness (Figures 3b and 4 of the DML paper) need no test labels, nor validation."""
     cells = tmp_path / "cells"

@@ -434,7 +434,9 @@ def test_few_of_every_split(tmp_path: Path) -> None:
     assert len(source.train) == 30 and source.test is not None and len(source.test) == 20
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "imagenet" else ()) for name in SHAPES]
+)
 def test_noise_has_the_shape_of_its_set(name: str) -> None:
     seen = load(name, synthetic=True, val_fraction=0, limit=64)
     assert name in SOURCES and len(seen.train) == 2 * len(seen.classes)

@@ -267,6 +267,7 @@ def tried(root: Path) -> dict[str, tuple[str, int]]:
     return dict(zip(HUGE, found, strict=True))
 
 
+@pytest.mark.slow
 def test_no_hang_and_no_more_memory_than_there_is(tmp_path: Path) -> None:
     """One test, or each of pytest's workers would make and read all of them."""
     for what, (said, peak) in tried(tmp_path / "huge").items():

@@ -33,9 +33,9 @@ from teacherless.runs.config import Run
 COMMON: dict[str, Any] = {"deadline": 10_000, "database": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("short", max_examples=200, derandomize=True, **COMMON)  # the same ones every time
 settings.register_profile("long", max_examples=10_000, **COMMON)
-PROFILES = ["short", pytest.param("long", marks=pytest.mark.exhaustive)]
+PROFILES = [pytest.param("short", marks=pytest.mark.slow), pytest.param("long", marks=pytest.mark.exhaustive)]
 MEMORY = 1_500_000_000
-LITTLE = 100_000_000  # bytes more than a process has that is larger already: what other tests left comes and goes
+LITTLE = 500_000_000  # bytes more than a process has that is larger already: what other tests left comes and goes
 
 # What files say ------------------------------------------------------------------------------------------------------
 

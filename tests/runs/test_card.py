@@ -93,6 +93,7 @@ def test_timm_builds_its_own_networks(
     assert theirs.pretrained_cfg["label_names"] == CLASSES
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("zoo")
 def test_timms_student_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip

@@ -21,8 +21,14 @@ import teacherless as tl
 SCORED = {"epochs": 15, "random_state": 0}
 
 
-@parametrize_with_checks([tl.PeerClassifier(random_state=0), tl.PeerClassifier(method="plain", random_state=0)])
+@parametrize_with_checks([tl.PeerClassifier(random_state=0)])
 def test_estimator_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks([tl.PeerClassifier(method="plain", random_state=0)])
+def test_estimator_checks_of_plain(estimator: Any, check: Any) -> None:
     check(estimator)
 
 

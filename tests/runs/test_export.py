@@ -83,6 +83,7 @@ def test_an_ensemble_with_a_gate(run: Callable[[str], Path], tmp_path: Path, cap
     assert "own weights" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_ensemble_with_a_gate_over_somebody_elses_network(zoo: None, tmp_path: Path, capsys: Shown) -> None:
     """A trunk that stops half-way, and branches that repeat what it said, are one program."""
     student = "timm/test_vit,img_size=8,patch_size=2"
@@ -94,7 +95,7 @@ def test_an_ensemble_with_a_gate_over_somebody_elses_network(zoo: None, tmp_path
         assert export(tmp_path / "run", tmp_path / "onnx", capsys, *words, "onnx")["agree"] == 1
 
 
-@pytest.mark.parametrize("half", [(), ("--half",)])
+@pytest.mark.parametrize("half", [(), pytest.param(("--half",), marks=pytest.mark.slow)])
 def test_weights(run: Callable[[str], Path], tmp_path: Path, capsys: Shown, half: tuple[str, ...]) -> None:
     found = export(run("dml"), tmp_path / "x", capsys, "--format", "safetensors", "--which", "peer1", *half)
     again, before = tl.load_student(tmp_path / "x").net, tl.load_student(run("dml") / "students" / "peer1").net
@@ -103,7 +104,7 @@ def test_weights(run: Callable[[str], Path], tmp_path: Path, capsys: Shown, half
     assert (found["difference"] == 0) != bool(half)
 
 
-@pytest.mark.parametrize("which", ["best", "ensemble"])
+@pytest.mark.parametrize("which", [pytest.param("best", marks=pytest.mark.slow), "ensemble"])
 def test_onnx(run: Callable[[str], Path], tmp_path: Path, capsys: Shown, which: str) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")

@@ -22,7 +22,7 @@ def cost(name: str, width: int) -> int:
     return flops(net, torch.zeros(1, 3, 32, 32))
 
 
-@pytest.mark.parametrize(("name", "base"), [("small-cnn", 32), ("resnet8", 16)])
+@pytest.mark.parametrize(("name", "base"), [("small-cnn", 32), pytest.param("resnet8", 16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("times", [1 / 4, 1 / 2, 1, 2, 3.3])
 def test_no_width_costs_nearer(name: str, base: int, times: float) -> None:
     found = scaled(parse_student(name), times)

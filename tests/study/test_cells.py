@@ -87,9 +87,9 @@ def test_the_bits_do_not_depend_on_jobs(
 @pytest.mark.parametrize(
     ("number", "code"),
     [
-        (signal.SIGINT, 130),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 143, marks=pytest.mark.exhaustive),
-        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_stop_leaves_nothing_running_and_goes_on(number: int, code: int, tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ def test_cells_of_other_settings_are_refused(whole: Path, capsys: pytest.Capture
     assert "was run with lr 0.1, not 0.5" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_command_makes_the_cohort_size_study(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,7 @@ def test_without_validation_nothing_is_chosen(tmp_path: Path, trials: list[Cell]
         sweep.choose("lr", [0.1, 0.3], {"plain": Run(method="plain")}, tmp_path, 1, quiet=True)
 
 
+@pytest.mark.slow
 def test_a_whole_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A rate that teaches nothing is left; the cells, plain's longer and wider ones too, have what was chosen."""
     out = tmp_path / "c"

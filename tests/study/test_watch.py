@@ -178,7 +178,7 @@ with Progress(cells, TOLD) as progress:
 """
 
 
-@pytest.mark.parametrize("columns", [100, 40])
+@pytest.mark.parametrize("columns", [100, pytest.param(40, marks=pytest.mark.slow)])
 def test_in_a_terminal(tmp_path: Path, columns: int) -> None:
     """The grid is drawn over itself, and gone in the end; the lines of the finished cells stay."""
     code = WATCHED.format(paths=PATHS, out=str(tmp_path))

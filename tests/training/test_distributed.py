@@ -152,7 +152,7 @@ def resumed(ranks: int, parallel: str, batch: int, out: Path, **settings: Any) -
     ("ranks", "parallel", "batch", "options"),
     [
         (2, "2x1", 16, {}),
-        (4, "2x2", 8, {}),
+        pytest.param(4, "2x2", 8, {}, marks=pytest.mark.slow),
         pytest.param(2, "2x1", 16, {"target": "general"}, marks=pytest.mark.exhaustive),
     ],
 )
@@ -165,7 +165,7 @@ def test_resume_is_the_same_bits_on_the_same_mesh(
 @pytest.mark.parametrize(
     ("ranks", "parallel", "batch"),
     [
-        pytest.param(3, "data", 8, marks=pytest.mark.slow),  # DDP's own way breaks from three ranks up
+        pytest.param(3, "data", 8, marks=pytest.mark.exhaustive),  # DDP's own way breaks from three ranks up
         pytest.param(2, "data", 8, marks=pytest.mark.exhaustive),
         pytest.param(4, "data", 8, marks=pytest.mark.exhaustive),
         pytest.param(4, "4x1", 16, marks=pytest.mark.exhaustive),

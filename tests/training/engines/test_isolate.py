@@ -95,7 +95,9 @@ def both(
     return method, weights(method, ("peer0", "peer2")), weights(rest, ("peer0", "peer1"))
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, 3e38])
+@pytest.mark.parametrize(
+    "bad", [math.nan, *(pytest.param(bad, marks=pytest.mark.exhaustive) for bad in (math.inf, 3e38))]
+)
 @pytest.mark.parametrize("settings", [{}, {"opt": "adam", "lr": 1e-3}, {"clip_grad": 0.1}], ids=str)
 @pytest.mark.parametrize("name", ["loop", "threads", "graph"])
 def test_the_others_end_with_the_bits_of_a_run_without_it(name: str, settings: dict[str, Any], bad: float) -> None:
@@ -158,7 +160,16 @@ def fit(out: Path, *, resume: bool = False, **settings: Any) -> None:
 
 
 @pytest.mark.parametrize("stop", [7, 8, 12], ids=str)  # in the step in which it leaves, after it, at an epoch's end
-@pytest.mark.parametrize("how", [{"engine": "loop"}, {"engine": "threads"}, {"ema": 0.9}, {"select": "best"}], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"engine": "loop"},
+        {"engine": "threads"},
+        pytest.param({"ema": 0.9}, marks=pytest.mark.exhaustive),
+        pytest.param({"select": "best"}, marks=pytest.mark.exhaustive),
+    ],
+    ids=str,
+)
 def test_resume_in_between(stop: int, how: dict[str, Any], tmp_path: Path) -> None:
     fit(tmp_path / "straight", spoil_at=7, **how)
     with pytest.raises(Stopped):

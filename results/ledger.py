@@ -303,21 +303,23 @@ def summary(found: list[dict[str, Any]]) -> str:
     worse = sum(each["interval"][1] < 0 for each in methods)
     ran, won = len({each["study"] for each in found}), winners(found)
     who = " and ".join(f"`teacherless train {row}`" for row in won) or "No method"
+    lost = on_data(found, won, -1)
+    worse_on = f", and did worse than it{lost}" if lost else ""
     text = (
         f"**{who} beat plain of equal compute in two studies**{on_data(found, won)}, of the {ran} that were run ([what "
-        f"we learnt](docs/learnt.md)). Of {len(methods)} rows against plain, cost what they may, {better} were "
-        f"better and {worse} worse; in {len(methods) - better - worse} no difference was shown. So "
+        f"we learnt](docs/learnt.md)){worse_on}. Of {len(methods)} rows against plain, cost what they may, {better} "
+        f"were better and {worse} worse; in {len(methods) - better - worse} no difference was shown. So "
         f"{100 * (better + worse) / max(len(methods), 1):.0f} % of intervals leave out zero; the median one is "
         f"±{seen(methods):.1f} points wide, and what is smaller it could not have seen."
     )
     return textwrap.fill(text, 120, break_on_hyphens=False) + "\n"
 
 
-def on_data(found: list[dict[str, Any]], won: list[str]) -> str:
-    """What they won on, since two studies may be of one data set; nothing where nobody won."""
+def on_data(found: list[dict[str, Any]], won: list[str], sign: int = 1) -> str:
+    """What they won on, since two studies may be of one data set, or with -1 lost on; nothing where nobody did."""
     names = set()
     for each in at_equal_compute(found):
-        if each["row"] in won and each["interval"][0] > 0:
+        if each["row"] in won and min(sign * end for end in each["interval"]) > 0:
             file = HERE / each["study"] / each["comparison"] / "compare.json"
             settings = json.loads(file.read_text("utf-8"))["settings"]
             names.add(f"{settings['data']} with {settings['train_samples'] or 'all'} labelled images")

@@ -76,6 +76,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return study
 
 
+@pytest.mark.slow
 def test_a_study_is_run_kept_and_checked(
     small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,9 +71,8 @@ def code_of(page: str) -> str:
     return first if "\nmethod = " in first else f"{first}\nmethod = tl.DML(net_a, net_b)\n"
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=() if page == "pytorch" else pytest.mark.slow) for page in NEEDS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", list(NEEDS))
 def test_page(page: str, ours: Any, tmp_path: Path) -> None:
     for package in NEEDS[page]:
         there = Forked(before=partial(importlib.import_module, package))

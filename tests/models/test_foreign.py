@@ -161,6 +161,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_dml_of_timm_and_torchvision(zoo: None, folder: Path, tmp_path: Path) -> None:
     """Acceptance 2, by the command line: train, ship, read back here, in timm and in torchvision."""
     out = tmp_path / "run"

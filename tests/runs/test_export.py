@@ -74,6 +74,7 @@ def test_an_ensemble_that_reads_pixels(run: Callable[[str], Path], tmp_path: Pat
     assert torch.allclose(program(digits(1)).softmax(1), mean, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_ensemble_with_a_gate(run: Callable[[str], Path], tmp_path: Path, capsys: Shown) -> None:
     words = ["--format", "torch", "--which", "ensemble"]
     assert export(run("one"), tmp_path / "x", capsys, *words)["name"] == "ensemble"

@@ -23,7 +23,7 @@ def cost(name: str, width: int) -> int:
 
 
 @pytest.mark.parametrize(("name", "base"), [("small-cnn", 32), pytest.param("resnet8", 16, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("times", [1 / 4, 1 / 2, 1, 2, 3.3])
+@pytest.mark.parametrize("times", [1 / 2, 3.3, *(pytest.param(t, marks=pytest.mark.slow) for t in (1 / 4, 1, 2))])
 def test_no_width_costs_nearer(name: str, base: int, times: float) -> None:
     found = scaled(parse_student(name), times)
     assert found is not None

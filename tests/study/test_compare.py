@@ -93,6 +93,7 @@ def start(out: Path) -> Forked:
     return Forked("compare", *ARGS, "--checkpoint-every", "1s", "--out", str(out))
 
 
+@pytest.mark.slow
 def test_interrupted_and_killed_it_says_the_same(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "broken"
     for cells, number in ((1, signal.SIGINT), (4, signal.SIGKILL)):

@@ -93,6 +93,7 @@ def test_only_students_like_plains_are_compared() -> None:
     assert list(comparable(Run(method="one"), found)) == ["peer0", "peer1", "peer2"], "branches"
 
 
+@pytest.mark.slow
 def test_a_real_cohort_of_weight_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its first peer is plain's network to the last bit; what is reported is the mean of both."""
     argv = ["compare", "--methods", "dml", "--set", "dml.weight=0", "--seeds", "3", "--epochs", "3", "--jobs", "1"]

@@ -17,7 +17,7 @@ ARGS = ["compare", "--student", "small-cnn,width=4", "--train-samples", "200", "
         "--seeds", "2", "--jobs", "1", "--equal-compute"]  # fmt: skip
 
 
-def cell(out: Path, val: dict[str, float | None], nll: float, test: float) -> Cell:
+def cell(out: Path, val: dict[str, float | None], nll: float | None, test: float) -> Cell:
     out.mkdir(parents=True)
     more = {"test_top1": test, "test_nll": 0.1, "test_ece": 1.0}
     students = {name: {"val_top1": top1, **more} for name, top1 in val.items()}
@@ -60,6 +60,14 @@ def test_nll_decides_between_equals_and_who_diverged_is_out(tmp_path: Path, tria
     found = sweep.choose("lr", [0.01, 0.1, 0.3], {"plain": Run(method="plain")}, tmp_path, 1, quiet=True)
     assert found["methods"]["plain"]["chosen"] == 0.1
     assert found["methods"]["plain"]["tried"]["0.3"] is None
+
+
+def test_a_value_whose_nll_is_no_number_is_out(tmp_path: Path, trials: list[Cell]) -> None:
+    for value, top1, nll in ((0.1, 80.0, 0.5), (0.3, 90.0, None)):
+        for seed in (1000, 1001):
+            cell(tmp_path / "sweep" / f"plain-lr={value:g}-s{seed}", {"student": top1}, nll, 90.0)
+    found = sweep.choose("lr", [0.1, 0.3], {"plain": Run(method="plain")}, tmp_path, 1, quiet=True)
+    assert found["methods"]["plain"]["chosen"] == 0.1
 
 
 def test_without_validation_nothing_is_chosen(tmp_path: Path, trials: list[Cell]) -> None:

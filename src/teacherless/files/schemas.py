@@ -362,3 +362,10 @@ def lines(folder: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: is not JSON in every line ({error})") from None
     checked = [check(line, LINE, f"{path}, line {number}") for number, line in enumerate(each, 1)]
     return [dict(line) for line in checked]
+
+
+def finished_lines(folder: Path) -> list[dict[str, Any]]:
+    """`lines` of a run that is finished. Raises: InputError also where there is no line."""
+    if not (each := lines(folder)):
+        raise InputError(f"{folder / 'metrics.jsonl'}: has no epoch of a run that is finished")
+    return each

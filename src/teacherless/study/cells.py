@@ -56,8 +56,8 @@ class Cell(NamedTuple):
 
 def _seconds(folder: Path) -> float:
     """What training costs in seconds, the first epoch's warm-up left out: the median epoch, times their number."""
-    seconds = [line["seconds"] for line in schemas.lines(folder)]
-    return median(seconds) * len(seconds) if seconds else 0.0
+    seconds: list[float] = [line["seconds"] for line in schemas.finished_lines(folder)]
+    return median(seconds) * len(seconds)
 
 
 def run_cells(cells: Sequence[Cell], jobs: int, told: Told | None, then: str = "") -> list[dict[str, Any]]:

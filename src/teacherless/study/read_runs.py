@@ -162,7 +162,7 @@ def _load(name: str | None, folder: Path, trust_imports: bool) -> _Loaded:
     about, summary = schemas.stored(folder), schemas.summary(folder)
     if run is None or about is None or summary is None:
         raise InputError(f"{folder}: was trained from Python; what data it saw is not known")
-    schemas.lines(folder)
+    schemas.finished_lines(folder)
     return _Loaded(name, folder, run, students, summary, about["data"].get("fingerprint"))
 
 

@@ -97,7 +97,9 @@ def _score(cells: Sequence[Cell]) -> tuple[float, float] | None:
             if row["val_top1"] is None:
                 raise InputError("--sweep: the data has no validation split to choose on")
             top1.append(row["val_top1"])
-            nll.append(last[f"val/nll/{name}"])
+            if (measured := last.get(f"val/nll/{name}")) is None:
+                return None
+            nll.append(measured)
     return fmean(top1), -fmean(nll)
 
 

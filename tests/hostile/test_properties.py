@@ -35,7 +35,7 @@ settings.register_profile("short", max_examples=200, derandomize=True, **COMMON)
 settings.register_profile("long", max_examples=10_000, **COMMON)
 PROFILES = [pytest.param("short", marks=pytest.mark.slow), pytest.param("long", marks=pytest.mark.exhaustive)]
 MEMORY = 1_500_000_000
-LITTLE = 500_000_000  # bytes more than a process has that is larger already: what other tests left comes and goes
+LITTLE = 100_000_000  # bytes more than a process has that is larger already: what other tests left comes and goes
 
 # What files say ------------------------------------------------------------------------------------------------------
 

@@ -131,6 +131,9 @@ MUTANTS = [
            "peer(*arguments(x))"),
     Mutant("stale copies: today's weights", COPIES, "if weights is not None:", "if False:"),
     Mutant("stale copies: new at every step", DML, "int(step) % self.exchange_every == 0", "True"),
+    Mutant("disjoint: another's images", DML, "peers[:, None] != self._owner", "peers[:, None] == self._owner"),
+    Mutant("disjoint: means over the whole batch", DML, "(len(self.all_peers) * term.masked_fill", "(term.masked_fill"),
+    Mutant("disjoint: dealt in their order", DML, "(index * 2654435761 % 2**32 >> 16)", "index"),
     Mutant("DML in turn: all learn in every turn", DML, "ce, mimicry = ce[learner], mimicry[learner]", "pass"),
     Mutant("DML in turn: one turn only", DML, 'len(peers) if update == "in_turn" else 1', "1"),
     Mutant("DML: one group for all peers", DML, 'return [{"name": f"peer{i}", "params": list(peer.parameters())} '

@@ -44,7 +44,9 @@ def peers(options: dict[str, Any], settings: dict[str, Any], batch: int = 16) ->
 
 
 @pytest.mark.parametrize("ranks", [2, LARGER])
-@pytest.mark.parametrize("options", [{}, {"mimicry": "dml_e", "temperature": 2.0}, {"views": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"mimicry": "dml_e", "temperature": 2.0}, {"views": 2, "disjoint": True}], ids=str
+)
 def test_peers_on_ranks_are_those_of_one_process(options: dict[str, Any], ranks: int) -> None:
     alone, summary = peers(options, {})
     for found, told in on_ranks(ranks, peers, options, {"parallel": "peers"}):
@@ -62,6 +64,7 @@ def test_peers_on_ranks_are_those_of_one_process(options: dict[str, Any], ranks:
         {"target": "general", "temperature": 2.0},
         {"exchange_every": 3},
         {"exchange_every": 3, "topology": "ring"},
+        {"exchange_every": 3, "disjoint": True},
     ],
     ids=str,
 )

@@ -35,10 +35,11 @@ Defaults:
     on the simplex, with the lowest cross-entropy on the batch. "min-logit": of each class the lowest z_c - z_y.
     "general": the probabilities' mixture Σ_l w_l p_l, w = C⁻¹1 / 1ᵀC⁻¹1, where C_ij is Σ_c e_ic e_jc averaged over the
     batch and e = p - onehot(y); whoever would weigh less than 0 is left out, and the others' w are found again.
-    exchange_every 1: peers meet at every step. With N > 1 (after Anil et al., ICLR 2018, arXiv:1804.03235, who train by
-    it over slow links) they exchange their weights every N steps, and learn from copies of each other that are up to
-    N - 1 steps old; the copies read the batch of the moment, in training mode as peers do, and get no gradient. A peer
-    whose weights go bad teaches by its copy until the next exchange.
+    exchange_every 1: they meet at every step. With N > 1 (after Anil et al., ICLR 2018, arXiv:1804.03235) they exchange
+    weights every N steps, and learn from copies of each other that are up to N - 1 steps old, read the batch of the
+    moment in training mode, and get no gradient. A peer that goes bad teaches by its copy until the next exchange.
+    disjoint False. True (after Anil et al.): each training image is one peer's; the others predict it to teach its
+    owner, and learn nothing from it, but their batch norm sees it. Terms are means over the peer's own images.
     views 1. With views V > 1 (ours) each peer sees V distortions and each of the K·V predictions learns from the mean
     of all the others; V = 1 is DML, and K = 1 with V = 2 is the KL part of DDGSD.
 
@@ -133,6 +134,7 @@ class DML(Method):
         views: distortions of each image per peer.
         target: what a peer learns from: "peers", "selective", "naive", "linear", "min-logit" or "general".
         exchange_every: steps between two exchanges of weights; 1 exchanges predictions, at every step.
+        disjoint: each image is in the terms of one peer only; the batch needs its index.
         exchange: `own [k, B, C+1] -> mean over the others [k, B, C+1]`; other ranks and threads come in here.
         gather: `own [k, B, C] -> (all [K, B, C], our rows)`, where the mean of the others is not enough; weights go
             through it as `[k, 1, P]`.
@@ -161,6 +163,7 @@ class DML(Method):
         views: int = 1,
         target: Literal["peers", "selective", "naive", "linear", "min-logit", "general"] = "peers",
         exchange_every: int = 1,
+        disjoint: bool = False,
         exchange: Exchange = mean_of_others,
         gather: Gather = gather_local,
     ) -> None:
@@ -188,8 +191,7 @@ class DML(Method):
         for name, value, else_ in (("update", update, "simultaneous"), ("exchange_every", exchange_every, 1)):
             if scripted and value != else_:
                 why = "a scripted peer, whose buffers would move while it only predicts"
-                hint = f"give the module it was made of, or {name}={else_!r}"
-                raise InputError(f"{name}: found {value!r} with {why}; {hint}")
+                raise InputError(f"{name}: found {value!r} with {why}; give its module, or {name}={else_!r}")
         self.peers = nn.ModuleList(peers)
         self.temperature, self.update, self.views = temperature, update, views
         self.weight, self.ramp_epochs, self.mimicry, self.reduce = weight, ramp_epochs, mimicry, reduce
@@ -206,16 +208,21 @@ class DML(Method):
             self.register_buffer("copies", next(peers[0].parameters()).new_zeros(len(peers), most))
         self.turns = len(peers) if update == "in_turn" else 1
         self.needs_progress = ramp_epochs > 0 or exchange_every > 1
-        self.wants = Wants(views=views)
+        self.disjoint, self.wants = disjoint, Wants(views=views, index=disjoint)
 
     def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
         """`ce`: each peer learns from the labels. `mimicry`: each peer learns from the others, which are constants."""
         x = joined(batch.inputs)  # [V·B, ...]
-        each = [self._predict(i, x, progress.turn) for i in range(len(self.peers))]
+        learning = range(len(self.peers)) if self.update == "simultaneous" else [progress.turn]
+        each = [(call if i in learning else idle)(peer, x) for i, peer in enumerate(self.peers)]  # K times [V·B, C]
         checks.one_width(each)
-        own = torch.cat(each)  # [K·V·B, C]
-        own = own.reshape(-1, len(batch.labels), own.shape[-1])  # [K·V, B, C]
+        own = torch.cat(each).reshape(-1, len(batch.labels), each[0].shape[-1])  # [K·V, B, C]
         ce, mimicry = self._scores(own, batch.labels, progress.step, x)  # [K·V, B]
+        if self.disjoint:
+            assert batch.index is not None
+            peers = torch.arange(len(self.all_peers), device=ce.device)[self.rows].repeat_interleave(self.views)
+            others = peers[:, None] != self._owner(batch.index)  # [K·V, B]
+            ce, mimicry = (len(self.all_peers) * term.masked_fill(others, 0) for term in (ce, mimicry))
         if self.update == "in_turn":
             assert progress.turn is not None
             learner = slice(progress.turn * self.views, (progress.turn + 1) * self.views)
@@ -240,6 +247,10 @@ class DML(Method):
             mimicry = mimicry * (len(self.listening) - 1) if self.reduce == "sum" else mimicry / self._present(mimicry)
         silent = self._gone(self.rows) & (self.left_at < 0).any()  # were all silent, the loss would be 0
         return torch.where(silent[:, None], 0, ce), torch.where(silent[:, None], 0, mimicry)  # NaN times 0 is NaN
+
+    def _owner(self, index: Tensor) -> Tensor:
+        """Whose each image is, scrambled: images are often in the order of their classes. `[B] -> [B]`."""
+        return (index * 2654435761 % 2**32 >> 16) % len(self.all_peers)
 
     def left(self) -> Tensor:
         """The step at which each peer left the others' mean, -1 for one that is in it."""
@@ -306,11 +317,6 @@ class DML(Method):
         own = log_p.exp()
         backward = rows.sum(1)[:, None] * (own * log_p).sum(-1) - (own * mix(rows, all_log_p)).sum(-1)
         return (forward + backward) / 2
-
-    def _predict(self, i: int, x: Input, turn: int | None) -> Tensor:
-        """Peer i's logits; an idle one only predicts."""
-        peer = self.peers[i]
-        return call(peer, x) if self.update == "simultaneous" or i == turn else idle(peer, x)
 
     @torch.no_grad()
     def _copies_say(self, x: Input, step: Tensor, like: Tensor) -> Tensor:

@@ -99,13 +99,17 @@ def kind() -> str:
 
 
 def prepare(design: dict[str, Any]) -> None:
-    """What a study's cells read: images, and networks that were trained before."""
+    """What a study's cells read: images, and networks that were trained before, on one thread as cells are: the number
+    of threads decides the last bits."""
+    from teacherless.training.engines.threads import one_thread_each
+
     for name, spec in design.get("images", {}).items():
         made.make(ROOT / "runs" / "results" / "images" / f"{name}.npz", **spec)
     for command in design.get("before", []):
         arguments = shlex.split(command)
         if not (ROOT / arguments[arguments.index("--out") + 1] / "summary.json").exists():
-            teacherless(arguments)
+            with one_thread_each():
+                teacherless(arguments)
     for name, folder in design.get("together", {}).items():
         made.together(ROOT / "runs" / "results" / name, ROOT / folder)
 

@@ -31,7 +31,7 @@ from teacherless.files import schemas
 from teacherless.runs.config import Run
 
 COMMON: dict[str, Any] = {"deadline": 10_000, "database": None, "suppress_health_check": list(HealthCheck)}
-settings.register_profile("short", max_examples=200, derandomize=True, **COMMON)  # the same ones every time
+settings.register_profile("short", max_examples=600, derandomize=True, **COMMON)  # a minute; the same ones every time
 settings.register_profile("long", max_examples=10_000, **COMMON)
 PROFILES = [pytest.param("short", marks=pytest.mark.slow), pytest.param("long", marks=pytest.mark.exhaustive)]
 LITTLE = 100_000_000  # bytes more than the process had before

@@ -147,6 +147,18 @@ def test_training_that_ends_too_early() -> None:
     assert words(record(lines=lines(val__top1__a=rising, val__nll__a=[*nll[:5], *[0.9] * 5]))) == [], "it overfits"
 
 
+def test_training_that_goes_on_too_long() -> None:
+    """As with wrong labels: the best five epochs are the fifth to the ninth of 25, and what follows is far below."""
+    peak = [50.0, 60, 70, 80, 86, 87, 88, 87, 86]
+    falling = [85.0 - 1.2 * e for e in range(16)]
+    (found,) = examine(record(lines=lines(25, val__top1__a=peak + falling, val__nll__a=[1.0] * 25)))
+    assert found["finding"] == "training went on too long"
+    assert found["evidence"] == "validation accuracy fell from 86.8 to 69.4 % after epoch 9"
+    assert words(record(lines=lines(25, val__top1__a=peak + [86.0] * 16, val__nll__a=[1.0] * 25))) == [], (
+        "it stays there"
+    )
+
+
 # In real runs --------------------------------------------------------------------------------------------------------
 
 

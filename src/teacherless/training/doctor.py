@@ -28,8 +28,6 @@ GAP = 5.0  # points of validation accuracy between a strong and a weak peer
 FEW = 5  # validation images of a class, with fewer nothing is said of it
 COARSE = 10.0  # points: a validation set that shows no smaller difference chooses by chance
 SPREADS = 2.8  # standard errors: what a test at 5 % sees four times in five, 1.96 + 0.84
-
-
 Findings = Iterator[tuple[str, str, str]]
 LOWER_RATE = "a lower --lr, some --warmup-epochs, or --clip-grad 1"
 
@@ -180,8 +178,7 @@ def weak_peer(run: Record) -> Findings:
         if top1[strong] - top1[weak] > max(GAP, 3 * spread) and 100 - top1[weak] > 2 * (100 - top1[strong]):
             learner = f"{run.students[strong]} ({top1[strong]:.1f} % on validation)"
             evidence = f"{learner} learns from {run.students[weak]} ({top1[weak]:.1f} %)"
-            advice = "--set topology=weak-to-strong, the strongest last; or peers alike"
-            yield "a weak peer drags a strong one", evidence, advice
+            yield "a weak peer drags a strong one", evidence, "--set topology=weak-to-strong, the strongest last"
             return
 
 
@@ -217,17 +214,20 @@ def small_validation(run: Record) -> Findings:
         yield "the validation set is too small to choose by", evidence, advice
 
 
-def undertrained(run: Record) -> Findings:
-    """Still improving when it ended: validation accuracy in the last fifth of the epochs against the fifth before."""
+def wrong_length(run: Record) -> Findings:
+    """Validation accuracy in the last fifth of the epochs: against the fifth before, and against the best one."""
     top1, nll, fifth = run.column("val/top1"), run.column("val/nll"), len(run.lines) // 5
     if not fifth or len(top1) != len(run.lines):
         return
-    before, last = (sum(part) / fifth for part in (top1[-2 * fifth : -fifth], top1[-fifth:]))
+    means = [sum(top1[i : i + fifth]) / fifth for i in range(len(top1) - fifth + 1)]
+    then, last, best = means[-1 - fifth], means[-1], max(means)
     noise = 2 * math.sqrt(_variance(last, len(run.labels)) / len(run.students))
-    if last - before > max(1.0, noise) and nll[-1] < 1.02 * min(nll):
-        rise = f"validation accuracy rose from {before:.1f} to {last:.1f} %"
-        evidence = f"{rise} in the last {fifth} of {len(top1)} epochs"
+    if last - then > max(1.0, noise) and nll[-1] < 1.02 * min(nll):
+        evidence = f"validation accuracy rose from {then:.1f} to {last:.1f} % in the last {fifth} of {len(top1)} epochs"
         yield "training ended too early", evidence, "more --epochs, before any other change: plain gains from them too"
+    elif best - last > max(1.0, noise):
+        evidence = f"validation accuracy fell from {best:.1f} to {last:.1f} % after epoch {means.index(best) + fifth}"
+        yield "training went on too long", evidence, "fewer --epochs: what is learnt last may be wrong labels"
 
 
 CHECKS: tuple[Callable[[Record], Findings], ...] = (
@@ -239,7 +239,7 @@ CHECKS: tuple[Callable[[Record], Findings], ...] = (
     collapsed,
     weak_peer,
     unlearned_classes,
-    undertrained,
+    wrong_length,
     small_validation,
 )
 

@@ -227,14 +227,16 @@ def contrasts(study: str, asked: list[list[str]], tables: dict[str, Any]) -> Ite
             key, signs = " ".join(names), (1, -1, -1, 1)
             seeds = set.intersection(*(set(one["per_seed"]) for one in each))
             values = {s: [sign * one["per_seed"][s] for sign, one in zip(signs, each, strict=False)] for s in seeds}
-            differences[key] = {int(seed): 50 + sum(parts) for seed, parts in sorted(values.items())}
+            differences[key] = {int(seed): 50 + sum(parts) / 4 for seed, parts in sorted(values.items())}
             sides[key] = each
-    middle = dict.fromkeys({seed for each in differences.values() for seed in each}, 50.0)  # so that none is cut off
+    # A quarter of the difference of up to four percentages, and 50 more: none of its interval is cut off at 0 or 100.
+    middle = dict.fromkeys({seed for each in differences.values() for seed in each}, 50.0)
     for key, difference in compare(middle, differences).items() if differences else ():
         if difference["corrected"] or difference["mean"] == 0:
             (comparison, _, row), against = key.split(" ")[0].partition("/"), " - ".join(key.split(" ")[1:])
             where = {"study": study, "comparison": comparison, "row": row, "against": against}
-            yield where | numbers(difference, *sides[key][:2])
+            whole = {"mean": 4 * difference["mean"], "corrected": [4 * end for end in difference["corrected"] or []]}
+            yield where | numbers({**difference, **whole}, *sides[key][:2])
 
 
 def reached(study: str, comparison: str) -> dict[str, float | None]:
@@ -310,9 +312,9 @@ def summary(found: list[dict[str, Any]]) -> str:
     lost = on_data(found, won, -1)
     worse_on = f", and did worse than it{lost}" if lost else ""
     text = (
-        f"**{who} beat plain of equal compute in two studies**{on_data(found, won)}, of the {ran} that were run ([what "
-        f"we learnt](docs/learnt.md)){worse_on}. Of {len(methods)} rows against plain, cost what they may, {better} "
-        f"were better and {worse} worse; in {len(methods) - better - worse} no difference was shown. So "
+        f"**{who} beat plain of equal compute in at least two studies**{on_data(found, won)}, of the {ran} that were "
+        f"run ([what we learnt](docs/learnt.md)){worse_on}. Of {len(methods)} rows against plain, cost what they may, "
+        f"{better} were better and {worse} worse; in {len(methods) - better - worse} no difference was shown. So "
         f"{100 * (better + worse) / max(len(methods), 1):.0f} % of intervals leave out zero; the median one is "
         f"±{seen(methods):.1f} points wide, and what is smaller it could not have seen."
     )
@@ -321,13 +323,24 @@ def summary(found: list[dict[str, Any]]) -> str:
 
 def on_data(found: list[dict[str, Any]], won: list[str], sign: int = 1) -> str:
     """What they won on, since two studies may be of one data set, or with -1 lost on; nothing where nobody did."""
-    names = set()
+    names: dict[str, set[tuple[float, str]]] = {}
     for each in at_equal_compute(found):
         if each["row"] in won and min(sign * end for end in each["interval"]) > 0:
             file = HERE / each["study"] / each["comparison"] / "compare.json"
-            settings = json.loads(file.read_text("utf-8"))["settings"]
-            names.add(f"{settings['data']} with {settings['train_samples'] or 'all'} labelled images")
-    return f", on {' and on '.join(sorted(names))}" if names else ""
+            data, count, wrong = images_of(each["study"], json.loads(file.read_text("utf-8"))["settings"])
+            many = f"{count:,}" if math.isfinite(count) else "all"
+            names.setdefault(data, set()).add((count, many + (f" ({100 * wrong:.0f} % wrongly)" if wrong else "")))
+    each_data = (f"{data} with {', '.join(text for _, text in sorted(of))}" for data, of in sorted(names.items()))
+    return f", on {' and on '.join(each_data)} labelled images" if names else ""
+
+
+def images_of(study: str, settings: Mapping[str, Any]) -> tuple[str, float, float]:
+    """What a comparison trained on: the data set, how many images of it (all: infinity), the share of wrong labels."""
+    data, count = settings["data"], settings["train_samples"]
+    spec = studies()[study].get("images", {}).get(Path(data.removeprefix("npz:")).stem) if data[:4] == "npz:" else None
+    if spec:
+        data, count = spec["data"], spec.get("count")
+    return data, count or math.inf, (spec or {}).get("wrong", 0.0)
 
 
 def follows(text: str, found: list[dict[str, Any]]) -> str:

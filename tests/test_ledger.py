@@ -125,6 +125,37 @@ def test_what_wins_is_what_beats_plain_of_equal_compute_in_two_studies() -> None
     assert ledger.winners([*one, row("y", "2x/plain", 1.0, 0.1)]) == ["dml"]
 
 
+def test_what_was_won_on_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = {"data": "digits", "count": 300, "wrong": 0.2}
+    monkeypatch.setattr(ledger, "studies", lambda: {"s": {"images": {"made": spec}}})
+    for settings, expected in (
+        ({"data": "digits", "train_samples": 100}, ("digits", 100, 0)),
+        ({"data": "digits", "train_samples": None}, ("digits", math.inf, 0)),
+        ({"data": "npz:runs/results/images/made.npz", "train_samples": None}, ("digits", 300, 0.2)),
+    ):
+        assert ledger.images_of("s", settings) == expected
+
+
+def test_a_contrast_of_a_network_that_fell_apart_is_not_cut_off() -> None:
+    """Of percentages, so up to 100 points apart, and of two such differences up to 200."""
+
+    def row(*top1: float) -> dict[str, Any]:
+        return {"per_seed": dict(enumerate(top1)), "train_flops": 1, "churn": None, "nll": None}
+
+    tables = {
+        "a": {"plain": row(5, 9, 7), "dml": row(10, 11, 9)},
+        "b": {"plain": row(95, 95, 96), "dml": row(20, 22, 21)},
+    }
+    pairs = [["a/plain", "b/plain"], ["a/dml", "a/plain", "b/dml", "b/plain"]]
+    one, two = ledger.contrasts("s", pairs, tables)
+    assert one["difference"] == pytest.approx(np.mean([-90, -86, -89]))
+    assert two["difference"] == pytest.approx(np.mean([80, 75, 77]))
+    for each in (one, two):
+        low, high = each["interval"]
+        assert low < each["difference"] < high
+        assert high - each["difference"] == pytest.approx(each["difference"] - low)  # as it is cut nowhere
+
+
 def test_images_are_made_always_the_same(tmp_path: Path) -> None:
     for name in ("a", "b"):
         made.make(tmp_path / f"{name}.npz", "digits", 200, wrong=0.25, rarest=0.2)

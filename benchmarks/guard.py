@@ -31,7 +31,7 @@ BATCH, CLASSES = 128, 100
 class Unguarded(DML):
     """DML in which nobody leaves."""
 
-    def _scores(self, own: Tensor, labels: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    def _scores(self, own: Tensor, labels: Tensor, step: Tensor, x: object) -> tuple[Tensor, Tensor]:
         return mutual(own, labels, self.exchange, self.smoothing)
 
 

@@ -18,7 +18,9 @@ CLASSES = 5
 
 
 def pytest_configure() -> None:
-    """Signals act in the processes that tests start, also where the tests themselves run in the background."""
+    """Signals act in the processes that tests start, also where the tests themselves run in the background. What
+    fixtures of a module train is trained on one thread, as in tests: two give other last bits."""
+    torch.set_num_threads(1)
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)

@@ -206,6 +206,7 @@ FOUND = {  # here or by fuzz.py: each was once a traceback, or more than one lin
         "config.json",
         {**STUDENT, "arguments": {**STUDENT["arguments"], "in_channels": 7 * 10**31}},
     ),
+    "a word of thousands of characters": ("words", b"resnet8," + b"\xff" * 5000),
     "no images of absurd size": ("idx", idx_head([0, 2**32 - 1, 2**32 - 1])),
 }
 

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from pydantic import BaseModel
 
 from teacherless.cli.wording import count
-from teacherless.errors import InputError
+from teacherless.errors import InputError, short
 from teacherless.runs.config import Run
 from teacherless.runs.flags import DataFlags, Flags
 
@@ -41,5 +41,5 @@ def number_range(name: str, text: str) -> range:
     """`1..5`, both ends included. Raises: InputError for anything else."""
     low, _, high = text.partition("..")
     if not (low.isdecimal() and high.isdecimal() and 0 < int(low) <= int(high)):
-        raise InputError(f"{name}: found {text!r}; must be a number, or a range as 1..5")
+        raise InputError(f"{name}: found {short(text)}; must be a number, or a range as 1..5")
     return range(int(low), int(high) + 1)

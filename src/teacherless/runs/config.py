@@ -99,19 +99,19 @@ def parse_student(text: str) -> Spec:
     head, *pairs = text.split(",")
     name, star, count = head.partition("*")
     if not name or (star and not (count.isdecimal() and len(count) < 5 and 0 < int(count) <= MOST)):
-        raise InputError(f"--student: found {text!r}; must be NAME, NAME*K (K at most {MOST}) or NAME,key=value")
+        raise InputError(f"--student: found {short(text)}; must be NAME, NAME*K (K at most {MOST}) or NAME,key=value")
     arguments, optimizer = {}, {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise InputError(f"--student: found {pair!r} in {text!r}; must be key=value")
+            raise InputError(f"--student: found {short(pair)} in {short(text)}; must be key=value")
         if key in ("lr", "weight_decay", "momentum"):
             try:
                 optimizer[key] = float(value)
             except ValueError:
-                raise InputError(f"--student: found {pair!r}; {key} must be a number") from None
+                raise InputError(f"--student: found {short(pair)}; {key} must be a number") from None
             if not 0 <= optimizer[key] < float("inf"):
-                raise InputError(f"--student: found {pair!r}; {key} must be at least 0")
+                raise InputError(f"--student: found {short(pair)}; {key} must be at least 0")
         else:
             arguments[key] = literal(value)
     return Spec(name, int(count) if star else 1, arguments, optimizer)

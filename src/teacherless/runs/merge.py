@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from teacherless.errors import InputError, unknown
+from teacherless.errors import InputError, short, unknown
 from teacherless.methods import METHODS
 from teacherless.runs import shrink
 from teacherless.runs.config import Run, as_given, refuse_code
@@ -93,7 +93,7 @@ def _pairs(texts: Iterable[str]) -> dict[str, str]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise InputError(f"--set: found {text!r}; must be key=value")
+            raise InputError(f"--set: found {short(text)}; must be key=value")
         pairs[key] = value
     return pairs
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from teacherless.errors import InputError, unknown
+from teacherless.errors import InputError, short, unknown
 from teacherless.files import schemas
 from teacherless.runs.config import Run
 from teacherless.study.cells import Cell, run_cells
@@ -30,13 +30,13 @@ def parse(text: str, run: Run) -> tuple[str, list[Any]]:
     name, equals, values = text.partition("=")
     setting = name.strip().replace("-", "_")
     if not equals:
-        raise InputError(f"--sweep: found {text!r}; must be like lr=0.03,0.1,0.3")
+        raise InputError(f"--sweep: found {short(text)}; must be like lr=0.03,0.1,0.3")
     if setting not in SWEPT:
         raise unknown("setting to sweep", name, SWEPT)
     given = run.model_dump(exclude_unset=True)
     tried = [getattr(read(Run, given | {setting: value}, "--sweep: "), setting) for value in values.split(",")]
     if len(set(tried)) < 2:
-        raise InputError(f"--sweep: found {text!r}; must be two values at least")
+        raise InputError(f"--sweep: found {short(text)}; must be two values at least")
     return setting, list(dict.fromkeys(tried))
 
 

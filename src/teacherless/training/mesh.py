@@ -7,7 +7,7 @@ import re
 
 from teacherless.batch import mapped
 from teacherless.data import Loader
-from teacherless.errors import InputError
+from teacherless.errors import InputError, short
 from teacherless.evaluation.metrics import flops
 from teacherless.method import Method
 from teacherless.training.engines.threads import assign
@@ -70,5 +70,5 @@ def placed(text: str, students: int, peers: int) -> list[list[int]]:
     places = [int(place) if place.isdecimal() else -1 for place in text.split(",")]
     if len(places) != students or {*places} != {*range(peers)}:
         legal = f"for each of {students} students a place from 0 to {peers - 1}, and none of these left empty"
-        raise InputError(f"--place: found {text!r}; must be {legal}")
+        raise InputError(f"--place: found {short(text)}; must be {legal}")
     return [[student for student, place in enumerate(places) if place == peer] for peer in range(peers)]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from teacherless.errors import InputError, unknown
+from teacherless.errors import InputError, short, unknown
 
 MASK = 0xFFFFFFFF
 ROTATE_DRAW = 10
@@ -85,14 +85,14 @@ def parse_augment(text: str, default: Augment = Augment()) -> Augment:
         if part == "default":
             values = {key: value for key, value in default._asdict().items() if value != Augment._field_defaults[key]}
         if part == "none" and text != "none":
-            raise InputError(f"--aug: found {text!r}; none stands alone")
+            raise InputError(f"--aug: found {short(text)}; none stands alone")
         if twice := (values.keys() & chosen.keys()) - {"flip"}:
-            raise InputError(f"--aug: found {text!r}; it says {min(twice)} twice")
+            raise InputError(f"--aug: found {short(text)}; it says {min(twice)} twice")
         chosen |= values
     if chosen.get("crop") and chosen.get("pad"):
-        raise InputError(f"--aug: found {text!r}; must be either rrc or a padded crop")
+        raise InputError(f"--aug: found {short(text)}; must be either rrc or a padded crop")
     if chosen.get("mixup") and chosen.get("cutmix"):
-        raise InputError(f"--aug: found {text!r}; must be either mixup or cutmix")
+        raise InputError(f"--aug: found {short(text)}; must be either mixup or cutmix")
     return Augment(**chosen)
 
 
@@ -104,7 +104,7 @@ def _parsed(part: str) -> dict[str, Any]:
     head, *_ = re.split(r"[=\d-]", part)
     for name in GRAMMAR:
         if head and re.split(r"[=\d-]", name)[0] == head:
-            raise InputError(f"--aug: found {part!r}; must be like {name!r}")
+            raise InputError(f"--aug: found {short(part)}; must be like {name!r}")
     raise unknown("--aug", part, GRAMMAR)
 
 
@@ -120,9 +120,9 @@ def _values(part: str, groups: dict[str, str | None]) -> dict[str, Any]:
             try:
                 values[key] = kind(text)
             except ValueError:
-                raise InputError(f"--aug: found {part!r}; {text!r} is not a number") from None
+                raise InputError(f"--aug: found {short(part)}; {short(text)} is not a number") from None
             if not low <= values[key] <= high:
-                raise InputError(f"--aug: found {part!r}; {key} must be from {low:g} to {high:g}")
+                raise InputError(f"--aug: found {short(part)}; {key} must be from {low:g} to {high:g}")
         else:
             values[key] = text if key in ("mode", "policy") else True
     return values

@@ -336,11 +336,9 @@ def on_data(found: list[dict[str, Any]], won: list[str], sign: int = 1) -> str:
 
 def images_of(study: str, settings: Mapping[str, Any]) -> tuple[str, float, float]:
     """What a comparison trained on: the data set, how many images of it (all: infinity), the share of wrong labels."""
-    data, count = settings["data"], settings["train_samples"]
-    spec = studies()[study].get("images", {}).get(Path(data.removeprefix("npz:")).stem) if data[:4] == "npz:" else None
-    if spec:
-        data, count = spec["data"], spec.get("count")
-    return data, count or math.inf, (spec or {}).get("wrong", 0.0)
+    made_of = studies()[study].get("images", {}).get(Path(settings["data"]).stem, {})
+    count = made_of.get("count", settings["train_samples"])
+    return made_of.get("data", settings["data"]), count or math.inf, made_of.get("wrong", 0.0)
 
 
 def follows(text: str, found: list[dict[str, Any]]) -> str:

@@ -45,7 +45,7 @@ def peers(options: dict[str, Any], settings: dict[str, Any], batch: int = 16) ->
 
 @pytest.mark.parametrize("ranks", [2, LARGER])
 @pytest.mark.parametrize(
-    "options", [{}, {"mimicry": "dml_e", "temperature": 2.0}, {"views": 2, "disjoint": True}], ids=str
+    "options", [{}, {"mimicry": "dml_e", "temperature": 2.0}, {"views": 2}, {"views": 2, "disjoint": True}], ids=str
 )
 def test_peers_on_ranks_are_those_of_one_process(options: dict[str, Any], ranks: int) -> None:
     alone, summary = peers(options, {})

@@ -320,8 +320,7 @@ class DML(Method):
 
     @torch.no_grad()
     def _copies_say(self, x: Input, step: Tensor, like: Tensor) -> Tensor:
-        """log p of everyone's copy, exchanged first where that is due; 0 for whom nobody here listens to.
-        `like [k·V, B, C] -> [K·V, B, C]`."""
+        """log p of every copy, exchanged first if due; 0 for whom nobody hears. `like [k·V, B, C] -> [K·V, B, C]`."""
         if self.training and int(step) % self.exchange_every == 0:
             everyone, _ = self.gather(flat(self.peers, self.copies.shape[1])[:, None])
             self.copies.copy_(everyone[:, 0])

@@ -178,7 +178,8 @@ def weak_peer(run: Record) -> Findings:
         if top1[strong] - top1[weak] > max(GAP, 3 * spread) and 100 - top1[weak] > 2 * (100 - top1[strong]):
             learner = f"{run.students[strong]} ({top1[strong]:.1f} % on validation)"
             evidence = f"{learner} learns from {run.students[weak]} ({top1[weak]:.1f} %)"
-            yield "a weak peer drags a strong one", evidence, "--set topology=weak-to-strong, the strongest last"
+            advice = "--set topology=weak-to-strong, the strongest last; or peers alike"
+            yield "a weak peer drags a strong one", evidence, advice
             return
 
 

@@ -339,6 +339,15 @@ def test_ctrl_c_while_modules_are_imported(after: float, tmp_path: Path) -> None
     assert process.returncode == 130
 
 
+def test_ctrl_c_while_data_is_read_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def read(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("teacherless.data.load", read)
+    assert main(["train", "plain"]) == 130
+    assert capsys.readouterr().err == "teacherless: interrupted\n"
+
+
 def test_what_nohup_told_us_to_ignore_is_ignored(tmp_path: Path) -> None:
     argv = ["train", "plain", *SMALL, "--out", str(tmp_path / "run")]
     epoch = record.Recorder.epoch

@@ -42,8 +42,12 @@ class Lost(RuntimeError):
     exit_code = 5
 
 
-class Stopped(RuntimeError):
-    """A signal ended the run; the command line exits with 128 + its number, as a shell would report it."""
+class Stopped(BaseException):
+    """A signal ended the run; the command line exits with 128 + its number, as a shell would report it.
+
+    It can come between any two lines, as a KeyboardInterrupt does, so it is no Exception either: who catches whatever
+    a damaged image or somebody else's network raises must not take it for that.
+    """
 
     folder: Path | None = None  # of the run, where it is saved
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from test_all_methods import build, data
 from torch import nn
 
 import teacherless as tl
-from teacherless.errors import Diverged, InputError, Stopped
+from teacherless import models
+from teacherless.data import images
+from teacherless.errors import Diverged, InputError, Stopped, extra
 from teacherless.files import disk
 from teacherless.method import Batch, Method, Output
 from teacherless.methods import METHODS
@@ -360,6 +363,24 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         with pytest.raises(Stopped, match="at once"):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_nothing_takes_a_stop_for_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A network, an image and a package may raise anything, which becomes a line about them; a stop stays one."""
+
+    def stop(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    def asked(what: Callable[[], object]) -> None:
+        with Signals() as signals, pytest.raises(Stopped, match="at once"), signals.at_once():
+            what()
+
+    monkeypatch.setitem(models.MODELS, "stops", stop)
+    monkeypatch.setattr(images, "_regular", stop)
+    monkeypatch.setattr(importlib, "import_module", stop)
+    asked(lambda: models.create("stops", num_classes=2))
+    asked(lambda: images.read(tmp_path / "a.png", (8, 8), 3))
+    asked(lambda: extra("timm", "timm/x"))
 
 
 def test_every() -> None:

@@ -31,6 +31,7 @@ app = App(
     help="Train better classifiers without a teacher.",
     version=teacherless.__version__,
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # else it says nothing
     help_epilogue=examples(
         "compare --data photos --student resnet18    # does it help?",
         "train dml --data photos --out runs/first    # two teach each other",
@@ -460,7 +461,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _complain(error: Exception | str, code: int) -> int:
+def _complain(error: BaseException | str, code: int) -> int:
     if torchrun.rank() == 0:
         print("teacherless:", one_line(error), file=sys.stderr)
     return code

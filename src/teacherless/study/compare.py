@@ -80,9 +80,10 @@ def compare(
         own = {row: {swept["setting"]: tuned["chosen"]} for row, tuned in swept["methods"].items()}
         each = {row: run.model_copy(update=own[row]) for row, run in each.items()}
     all_seeds = range(template.seed, template.seed + seeds)
-    cells = [_cell(row, each[row], seed, out) for seed in all_seeds for row in rows]
+    cells = [_cell(row, run, seed, out) for seed in all_seeds for row, run in each.items()]
     if equal_compute:
-        cells += [_cell(row, run, seed, out) for seed in all_seeds for row, run in _equal_compute(each).items()]
+        more = _equal_compute(each)
+        cells += [_cell(row, run, seed, out) for seed in all_seeds for row, run in more.items()]
     results = _run(cells, jobs, quiet)
     table = outcome.tabulate(cells, results)
     whole = [cell for cell in cells if "failed" not in results[cell.row, cell.run.seed]]

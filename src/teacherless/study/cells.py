@@ -21,7 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from statistics import median
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -29,9 +29,11 @@ from teacherless.errors import Diverged, InputError, Stopped, extra, one_line, s
 from teacherless.files import disk, schemas
 from teacherless.runs.config import Run
 from teacherless.runs.execute import execute
-from teacherless.study.watch import Progress, Told
 from teacherless.training.engines.threads import one_thread_each
 from teacherless.training.stop import Signals
+
+if TYPE_CHECKING:
+    from teacherless.study.watch import Progress, Told  # which reads scipy, half a second that a worker need not wait
 
 
 class Cell(NamedTuple):
@@ -73,6 +75,8 @@ def run_cells(cells: Sequence[Cell], jobs: int, told: Told | None, then: str = "
     Raises: Stopped after Ctrl-C or SIGTERM, once every cell is saved and none is running; InputError for a cell that
         was begun with other settings or cannot be run, and where a worker died.
     """
+    from teacherless.study.watch import Progress
+
     _check(cells)
     with Progress(cells, told, then) as progress:
         while missing := [cell for cell in cells if cell.done() is None]:
@@ -176,6 +180,14 @@ def _in_workers(cells: Sequence[Cell], jobs: int, progress: Progress) -> None:
                 ) from None
         if signals.asked:
             raise Stopped(signals.asked, "stopped")
+
+
+def dismiss(jobs: int) -> None:
+    """End joblib's workers: what they did is saved, and tidying up they would slow down what comes next."""
+    if jobs > 1 and _backend() == "LokyBackend":
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor(jobs, reuse=True).shutdown(wait=True, kill_workers=True)
 
 
 class _PassedOn(Signals):

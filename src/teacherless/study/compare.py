@@ -22,7 +22,7 @@ from teacherless.runs.build import load_source, method_options
 from teacherless.runs.config import Run, parse_student, specs
 from teacherless.runs.widths import scaled
 from teacherless.study import churn, outcome, report
-from teacherless.study.cells import Cell, run_cells
+from teacherless.study.cells import Cell, dismiss, run_cells
 from teacherless.study.cost import training_flops
 from teacherless.study.outcome import Table
 from teacherless.study.sweep import choose, parse
@@ -85,6 +85,7 @@ def compare(
         more = _equal_compute(each)
         cells += [_cell(row, run, seed, out) for seed in all_seeds for row, run in more.items()]
     results = _run(cells, jobs, quiet)
+    dismiss(jobs)
     table = outcome.tabulate(cells, results)
     whole = [cell for cell in cells if "failed" not in results[cell.row, cell.run.seed]]
     source = load_source(whole[0].run, quiet=True) if whole else None

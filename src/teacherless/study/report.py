@@ -293,6 +293,7 @@ def _curves(histories: Mapping[str, Sequence[Any]], *, single: bool) -> list[Cha
     from teacherless.study.tables import curves
 
     tone = dict.fromkeys(histories, "") if single else _colours(histories)
+    means = {} if single else {name: [curves(history) for history in runs] for name, runs in histories.items()}
     charts = []
     for key, title in PANELS.items():
         each = []
@@ -300,7 +301,7 @@ def _curves(histories: Mapping[str, Sequence[Any]], *, single: bool) -> list[Cha
             if single:
                 values = [[line.get(f"{key}/{name}") for line in history] for history in runs]
             else:
-                values = [curves(history)[key.replace("/", "_")] for history in runs]  # type: ignore[literal-required]
+                values = [run[key.replace("/", "_")] for run in means[name]]  # type: ignore[literal-required]
             mean = [
                 sum(known) / len(known) if (known := [v for v in column if v is not None]) else None
                 for column in zip(*values, strict=False)

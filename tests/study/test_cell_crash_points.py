@@ -34,7 +34,7 @@ def ended(cell: Cell, at: int, how: How) -> None:
     child = os.fork()
     if child == 0:
         try:
-            with Operations(cell.folder.parent, at, how):
+            with Operations(cell.folder.parents[1], at, how):
                 run_cell(cell.run, cell.folder)
         finally:
             os._exit(1)
@@ -46,11 +46,11 @@ def ended(cell: Cell, at: int, how: How) -> None:
 @pytest.mark.parametrize("kind", RUNS)
 def test_it_ends_anywhere(kind: str, how: How, points: str, tmp_path: Path) -> None:
     def cell(name: str) -> Cell:
-        (tmp_path / name).mkdir()
-        return Cell(kind, RUNS[kind], tmp_path / name / "cell")
+        (tmp_path / name / "cells").mkdir(parents=True)  # of its own comparison, whose locks are beside its cells
+        return Cell(kind, RUNS[kind], tmp_path / name / "cells" / "cell")
 
     straight = cell("straight")
-    with Operations(straight.folder.parent, 0, "never") as operations:
+    with Operations(straight.folder.parents[1], 0, "never") as operations:
         run_cell(straight.run, straight.folder)
     expected, last = left(straight), operations.count
     assert ("failed" in expected) == (kind == "diverged")
@@ -60,7 +60,7 @@ def test_it_ends_anywhere(kind: str, how: How, points: str, tmp_path: Path) -> N
         if how in ("kill", "power"):
             ended(again, at, how)
         else:  # what is refused is said in one line; only removing is never refused
-            with Operations(again.folder.parent, at, how), contextlib.suppress(InputError):
+            with Operations(again.folder.parents[1], at, how), contextlib.suppress(InputError):
                 run_cell(again.run, again.folder)
         if again.done() is None:
             run_cell(again.run, again.folder)

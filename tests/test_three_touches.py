@@ -25,7 +25,7 @@ def file_of(name: str) -> str:
 @every_method
 def test_it_is_exported(name: str) -> None:
     kind = METHODS[name]
-    assert getattr(tl, kind.__name__, None) is kind, f"teacherless/__init__.py does not export {kind.__name__}"
+    assert getattr(tl, kind.__name__, None) is kind, f"teacherless/__init__.pyi does not export {kind.__name__}"
 
 
 @every_method

@@ -186,5 +186,5 @@ class Method(nn.Module):
         return None
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups: one for each student or peer whose settings may differ."""
-        return [{"name": "student", "params": list(self.parameters())}]
+        """Optimizer groups of what learns: one for each student or peer whose settings may differ."""
+        return [{"name": "student", "params": [p for p in self.parameters() if p.requires_grad]}]

@@ -77,6 +77,8 @@ def test_defaults() -> None:
 def test_the_teacher_learns_nothing_and_is_no_student() -> None:
     method = make()
     learn(method, data(), 0)
+    mine = {id(p) for p in method.student.parameters()}
+    assert {id(p) for group in method.param_groups() for p in group["params"]} == mine
     for parameter in method.teacher.parameters():
         parameter.requires_grad_(True)  # so that a gradient would show
     out = method(data(1), Progress(step=torch.tensor(1)))
@@ -84,8 +86,6 @@ def test_the_teacher_learns_nothing_and_is_no_student() -> None:
     both = {"stages", "head"}
     assert slow.reached(out.terms, groups) == {"ce": both, "mean": both}
     assert list(method.students()) == ["student"]
-    mine = {id(p) for p in method.student.parameters()}
-    assert {id(p) for group in method.param_groups() for p in group["params"]} == mine
 
 
 def test_evaluation_moves_nothing() -> None:

@@ -102,10 +102,6 @@ class MeanTeacher(Method):
         ce = losses.ce(logits, batch.labels, self.smoothing).mean()
         return Output({"ce": ce, "mean": self.weight * rise * apart.mean()}, logits.detach()[None])
 
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The student's; the teacher does not learn."""
-        return [{"name": "student", "params": list(self.student.parameters())}]
-
 
 def still(net: Net) -> Net:
     """A copy that does not learn. A submodule, unlike `Frozen`: its weights are of the state that goes on."""

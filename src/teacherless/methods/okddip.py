@@ -55,7 +55,6 @@ from teacherless.method import Batch, Method, Output, Progress
 from teacherless.methods import _checks as checks
 from teacherless.methods._parts import MeanProbability, ramp
 from teacherless.methods.one import ONE
-from teacherless.methods.pcl import nets
 
 
 class OKDDip(Method):
@@ -109,7 +108,7 @@ class OKDDip(Method):
     def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
         """`ce`: all learn from the labels. `distil`: each peer from its mixture. `lead`: the leader from their mean."""
         maps, branches = self.branched.trunks[0](batch.inputs[0]), self.branched.branches
-        looks = [net.read(branch, maps) for net, branch in zip(nets(self.branched), branches, strict=True)]
+        looks = [net.read(branch, maps) for net, branch in zip(self.branched.nets, branches, strict=True)]
         each = torch.stack([losses.full(logits) for _, logits in looks])  # [m, B, C]
         read = torch.stack([losses.full(embedding) for embedding, _ in looks[1:]])  # [m-1, B, D]
         leader, peers = each[0], each[1:]
@@ -139,9 +138,9 @@ class OKDDip(Method):
 
     def students(self) -> dict[str, nn.Module]:
         """The leader and the peers, each over the shared trunk."""
-        leader, *peers = nets(self.branched)
+        leader, *peers = self.branched.nets
         return {"leader": leader, **{f"peer{i}": net for i, net in enumerate(peers)}}
 
     def ensemble(self) -> nn.Module:
         """The mean of the peers' probabilities."""
-        return MeanProbability(nets(self.branched)[1:])
+        return MeanProbability(self.branched.nets[1:])

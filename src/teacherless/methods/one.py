@@ -112,7 +112,7 @@ class ONE(Method):
         self.branches = nn.ModuleList(net.branch(start) for net in nets)
         self.gate = _gate(student.channels[start - 1], branches) if gate and branches > 1 else None
         self.needs_progress = distil and ramp_epochs > 0
-        self._nets = tuple(nets)  # views of the trunks and branches as plain networks; a tuple, so not registered twice
+        self.nets = tuple(nets)  # views of the trunks and branches as plain networks; a tuple, so not registered twice
 
     def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
         """`ce`, `ce_ensemble`: branches and ensemble learn from the labels. `distil`: branches from the ensemble."""
@@ -133,12 +133,12 @@ class ONE(Method):
         if self.gate is None:
             return each, each.mean(0)
         # Multiplied and summed, not a matrix product: autocast would compute that in half precision.
-        weights = losses.full(self.gate(self._nets[0].split_map(maps[0]))).softmax(1)  # [B, m]
+        weights = losses.full(self.gate(self.nets[0].split_map(maps[0]))).softmax(1)  # [B, m]
         return each, (weights.t().unsqueeze(-1) * each).sum(0)
 
     def students(self) -> dict[str, nn.Module]:
         """The branches, each over the shared trunk."""
-        return {f"branch{i}": net for i, net in enumerate(self._nets)}
+        return {f"branch{i}": net for i, net in enumerate(self.nets)}
 
     def ensemble(self) -> nn.Module | None:
         """ONE-E: the gated logits."""
@@ -150,7 +150,7 @@ class ONE(Method):
 
     def train(self, mode: bool = True) -> Self:
         """As every module; the students, which are views and not registered, follow."""
-        for net in self._nets:
+        for net in self.nets:
             net.train(mode)
         return super().train(mode)
 

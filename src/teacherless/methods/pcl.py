@@ -42,7 +42,7 @@ Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -56,7 +56,6 @@ from teacherless.methods import _checks as checks
 from teacherless.methods._parts import Predictor, ramp
 from teacherless.methods.mean_teacher import follow, still
 from teacherless.methods.one import ONE
-from teacherless.models.staged import Insides
 from teacherless.network import call
 
 
@@ -103,7 +102,7 @@ class PCL(Method):
         checks.staged("pcl", student, at_least=2, maps=False)
         self.branched = ONE(student, branches=branches, split=split, gate=False, copy_init=copy_init)
         self.averages = still(self.branched)
-        self.classifier = nn.Linear(sum(net.dim for net in nets(self.branched)), num_classes)
+        self.classifier = nn.Linear(sum(net.dim for net in self.branched.nets), num_classes)
         self.temperature, self.kl_weight, self.mean_weight = temperature, kl_weight, mean_weight
         self.decay, self.ramp_epochs, self.needs_progress = decay, ramp_epochs, ramp_epochs > 0
         self.wants = Wants(views=branches)
@@ -115,7 +114,7 @@ class PCL(Method):
         with torch.no_grad():
             if self.training:
                 follow(self.averages, self.branched, self.decay, progress.step)
-            means = [call(net, x) for net, x in zip(nets(self.averages), batch.inputs, strict=True)]
+            means = [call(net, x) for net, x in zip(self.averages.nets, batch.inputs, strict=True)]
         others = [torch.stack(means[:i] + means[i + 1 :]) for i in range(len(means))]  # [m-1, B, C] each
         rise = ramp(progress, self.ramp_epochs, each.dtype)
         mean = [losses.kl(z, theirs, self.temperature).mean() for z, theirs in zip(each, others, strict=True)]
@@ -129,7 +128,7 @@ class PCL(Method):
 
     def predict(self, inputs: Sequence[Input]) -> tuple[Tensor, Tensor]:
         """Logits of each peer, of its own input, and of the ensemble. `m of [B, ...] -> [m, B, C], [B, C]`."""
-        looks = [net.look(x) for net, x in zip(nets(self.branched), inputs, strict=True)]
+        looks = [net.look(x) for net, x in zip(self.branched.nets, inputs, strict=True)]
         together = self.classifier(torch.cat([look.embedding for look in looks], 1))
         return torch.stack([losses.full(look.logits) for look in looks]), losses.full(together)
 
@@ -144,12 +143,3 @@ class PCL(Method):
     def _together(self, x: Input) -> Tensor:
         """z_e where all peers see one image. `[B, ...] -> [B, C]`."""
         return self.predict([x] * self.wants.views)[1]
-
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The peers' and the classifier's; the averages do not learn."""
-        return [{"name": "student", "params": [*self.branched.parameters(), *self.classifier.parameters()]}]
-
-
-def nets(branched: ONE) -> list[Insides]:
-    """The branches as plain networks."""
-    return [cast(Insides, net) for net in branched.students().values()]

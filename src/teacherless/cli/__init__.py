@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 import teacherless
-from teacherless.cli.given import AllFlags, Count, Json, Switch, examples, merged, number_range
+from teacherless.cli.given import examples, merged, number_range
+from teacherless.cli.kinds import AllFlags, Count, DataDir, Json, Method, Recipe, Switch, TrustImports
 from teacherless.cli.lists import lists
 from teacherless.cli.wording import reworded
 from teacherless.errors import Diverged, InputError, Lost, Stopped, one_line, short
@@ -52,12 +53,12 @@ app.command(lists)
     )
 )
 def train(
-    method: str | None = None,
+    method: Method = None,
     /,
     *,
     flags: AllFlags = Flags(),
     out: Path | None = None,
-    recipe: Path | None = None,
+    recipe: Recipe = None,
     resume: Switch = False,
     resume_anyway: Switch = False,
     json: Json = False,
@@ -66,12 +67,8 @@ def train(
 
     Parameters
     ----------
-    method
-        plain, dml, ...: see `teacherless list methods`; a recipe may name it.
     out
         the run folder (default: runs/<time>-<method>-<data>-s<seed>).
-    recipe
-        one of `teacherless list recipes`, or a TOML file of settings; METHOD and flags beat it.
     resume
         go on with the run in --out, to the same bits; its settings need not be given again.
     resume_anyway
@@ -120,22 +117,14 @@ def train(
 
 @app.command(help_epilogue=examples("plan dml --data photos --student resnet18 --peers 3 --epochs 100"))
 def plan(
-    method: str | None = None,
+    method: Method = None,
     /,
     *,
     flags: AllFlags = Flags(),
-    recipe: Path | None = None,
+    recipe: Recipe = None,
     json: Json = False,
 ) -> None:
-    """Say what `train` with the same arguments will cost: a few steps, timed and thrown away.
-
-    Parameters
-    ----------
-    method
-        plain, dml, ...: see `teacherless list methods`; a recipe may name it.
-    recipe
-        one of `teacherless list recipes`, or a TOML file of settings; METHOD and flags beat it.
-    """
+    """Say what `train` with the same arguments will cost: a few steps, timed and thrown away."""
     run = merged(method, flags, recipe)
     from teacherless.runs.plan import Plan
 
@@ -220,10 +209,10 @@ def evaluate(
     /,
     *,
     data: str | None = None,
-    data_dir: Path | None = None,
+    data_dir: DataDir = None,
     split: Literal["val", "test"] = "test",
     out: Path | None = None,
-    trust_imports: Switch = False,
+    trust_imports: TrustImports = False,
     json: Json = False,
 ) -> None:
     """Evaluate a run folder, or one student's folder: metrics, every class, the most confident mistakes.
@@ -234,14 +223,10 @@ def evaluate(
         a run folder, or a student's folder in it.
     data
         a data set's name or a folder of images (default: what the run was trained on).
-    data_dir
-        where the data set's files are.
     split
         val or test.
     out
         where evaluation.json and the pictures go (default: evaluation/<data>-<split> in the run folder).
-    trust_imports
-        import the code that a config.json names (a student package.module:function).
     """
     from teacherless.runs.results import evaluate_folder
     from teacherless.study import mistakes
@@ -265,7 +250,7 @@ def predict(
     *,
     format: Literal["table", "csv", "json"] = "table",
     top: Count = 5,
-    trust_imports: Switch = False,
+    trust_imports: TrustImports = False,
     json: Json = False,
 ) -> int:
     """Classes and probabilities of IMAGES, from a shipped student. Exit code 1 if a file could not be read.
@@ -280,8 +265,6 @@ def predict(
         table, csv or json.
     top
         how many classes of each image.
-    trust_imports
-        import the code that a config.json names (a student package.module:function).
     """
     from teacherless.runs.predict import find
     from teacherless.runs.predict import predict as run_predict
@@ -313,8 +296,8 @@ def export(
     with_preprocessing: Switch = False,
     out: Path | None = None,
     data: str | None = None,
-    data_dir: Path | None = None,
-    trust_imports: Switch = False,
+    data_dir: DataDir = None,
+    trust_imports: TrustImports = False,
     json: Json = False,
 ) -> None:
     """Write a trained network for other programs, read it again without teacherless, and compare: the same, or nothing.
@@ -337,10 +320,6 @@ def export(
         the folder (default: export/NAME-FORMAT in the run folder).
     data
         what the images that are compared come from (default: what the run was trained on).
-    data_dir
-        where the data set's files are.
-    trust_imports
-        import the code that a config.json names (a student package.module:function).
     """
     from teacherless.runs.export import export as run_export
 
@@ -363,7 +342,7 @@ def export(
 
 @app.command(help_epilogue=examples("analyse runs/compare-photos", "analyse runs/first runs/second --out analysis"))
 def analyse(
-    paths: list[Path], /, *, out: Path | None = None, trust_imports: Switch = False, json: Json = False
+    paths: list[Path], /, *, out: Path | None = None, trust_imports: TrustImports = False, json: Json = False
 ) -> None:
     """Why does it help? Entropy, agreement, flat minima, calibration, ... of finished runs: tables and pictures.
 
@@ -373,8 +352,6 @@ def analyse(
         run folders, or folders of a comparison.
     out
         where tables and pictures go (default: analysis/ in the first of PATHS).
-    trust_imports
-        import the code that a config.json names (a student package.module:function).
     """
     from teacherless.study.read_runs import analyse as run_analysis
 

@@ -1,23 +1,14 @@
-"""What commands share: the kinds of their flags, and the settings that a user's flags merge to."""
+"""What a user gave: the flags that were typed, and the settings they merge to."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
 from pydantic import BaseModel
 
-from teacherless.cli.wording import count
 from teacherless.errors import InputError, short
 from teacherless.runs.config import Run
-from teacherless.runs.flags import DataFlags, Flags
-
-AllFlags = Annotated[Flags, Parameter(name="*")]
-SomeFlags = Annotated[DataFlags, Parameter(name="*")]
-Json = Annotated[bool, Parameter(name="--json", negative=(), help="print JSON instead of a table")]
-Switch = Annotated[bool, Parameter(negative=())]
-Count = Annotated[int, Parameter(converter=count)]
 
 
 def given(flags: BaseModel) -> list[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from cyclopts import App
 
-from teacherless.cli.given import AllFlags, Json, SomeFlags, examples, given, merged
+from teacherless.cli.given import examples, given, merged
+from teacherless.cli.kinds import AllFlags, Json, Name, SomeFlags
 from teacherless.errors import InputError, printable, unknown
 from teacherless.runs.flags import DataFlags, Flags
 from teacherless.study import show
@@ -20,14 +21,8 @@ lists = App(
 
 
 @lists.command(name="methods", help_epilogue=examples("list methods dml", "list methods dml --student resnet8"))
-def list_methods(name: str | None = None, /, *, flags: AllFlags = Flags(), json: Json = False) -> None:
-    """The methods; with NAME its card. With NAME and any flag of train: who learns from which term, and how strongly.
-
-    Parameters
-    ----------
-    name
-        one of them.
-    """
+def list_methods(name: Name = None, /, *, flags: AllFlags = Flags(), json: Json = False) -> None:
+    """The methods; with NAME its card. With NAME and any flag of train: who learns from which term, how strongly."""
     typed = given(flags)
     if typed and name is None:
         raise InputError(f"{typed[0]}: is of `teacherless list methods NAME`")
@@ -45,14 +40,8 @@ def list_methods(name: str | None = None, /, *, flags: AllFlags = Flags(), json:
 
 
 @lists.command(name="models", help_epilogue=examples("list models resnet32", "list models timm/resnet18"))
-def list_models(name: str | None = None, /, *, json: Json = False) -> None:
-    """The networks; with NAME all about one, also of timm/NAME, torchvision/NAME and package.module:function.
-
-    Parameters
-    ----------
-    name
-        one of them.
-    """
+def list_models(name: Name = None, /, *, json: Json = False) -> None:
+    """The networks; with NAME all about one, also of timm/NAME, torchvision/NAME and package.module:function."""
     from teacherless.models import MODELS, describe
     from teacherless.models.foreign.by_name import is_foreign
 
@@ -90,14 +79,8 @@ def list_data(
 
 
 @lists.command(name="recipes", help_epilogue=examples("list recipes dml/cifar100-resnet32x2"))
-def list_recipes(name: str | None = None, /, *, json: Json = False) -> None:
-    """Rows of the papers' tables, with the published number; with NAME all about one.
-
-    Parameters
-    ----------
-    name
-        one of them.
-    """
+def list_recipes(name: Name = None, /, *, json: Json = False) -> None:
+    """Rows of the papers' tables, with the published number; with NAME all about one."""
     from teacherless.runs import recipes
 
     rows = [recipes.load(each) for each in ([name] if name else recipes.names())]

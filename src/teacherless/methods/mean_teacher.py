@@ -61,9 +61,7 @@ class MeanTeacher(Method):
     """
 
     wants = Wants(views=2)
-    variants: ClassVar[dict[str, dict[str, Any]]] = {
-        "released": {"match": "mse", "weight": 100.0, "ramp_epochs": 5},
-    }
+    variants: ClassVar[dict[str, dict[str, Any]]] = {"released": {"match": "mse", "weight": 100.0, "ramp_epochs": 5}}
 
     def __init__(
         self,

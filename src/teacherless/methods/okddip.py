@@ -76,7 +76,7 @@ class OKDDip(Method):
     """
 
     variants: ClassVar[dict[str, dict[str, Any]]] = {
-        "released": {"mix": "logits", "constant": False, "ramp_epochs": 80},
+        "released": {"mix": "logits", "constant": False, "ramp_epochs": 80}
     }
 
     def __init__(

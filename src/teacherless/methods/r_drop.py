@@ -84,8 +84,8 @@ def _possible(dropout: float, student: nn.Module) -> float:
         why = "the student draws nothing itself, and two equal predictions teach nothing"
         raise InputError(f"dropout: found {dropout}; must be above 0 and below 1: {why}")
     if not isinstance(student, Staged):
-        hint = "give it dropout or drop path (timm/NAME,drop_path_rate=0.1)"
+        why = "draws nothing in training, so both draws are equal"
         raise InputError(
-            f"student: {type(student).__name__} draws nothing in training, so both draws are equal; {hint}"
+            f"student: {type(student).__name__} {why}; give it dropout or drop path (timm/NAME,drop_path_rate=0.1)"
         )
     return dropout

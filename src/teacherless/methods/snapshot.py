@@ -71,7 +71,3 @@ class Snapshot(Plain):
     def ensemble(self) -> nn.Module:
         """The mean probability of all cycles."""
         return MeanProbability([*self.snapshots, self.student])
-
-    def param_groups(self) -> list[dict[str, object]]:
-        """The network; its copies do not learn."""
-        return [{"name": "student", "params": list(self.student.parameters())}]

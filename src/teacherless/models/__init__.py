@@ -37,29 +37,19 @@ from teacherless.models.resnet import (
 from teacherless.models.small import small_cnn
 from teacherless.models.staged import Staged, at_rest, fresh
 
+WRN = ((16, 2), (16, 8), (28, 10), (40, 2))  # depth and width
+
 MODELS: dict[str, Callable[..., Staged]] = {
     "small-cnn": small_cnn,
-    "resnet8": partial(resnet_cifar, depth=8),
-    "resnet14": partial(resnet_cifar, depth=14),
-    "resnet20": partial(resnet_cifar, depth=20),
-    "resnet32": partial(resnet_cifar, depth=32),
-    "resnet44": partial(resnet_cifar, depth=44),
-    "resnet56": partial(resnet_cifar, depth=56),
-    "resnet110": partial(resnet_cifar, depth=110),
-    "resnet14-bottleneck": partial(resnet_cifar_bottleneck, depth=14),
-    "resnet110-bottleneck": partial(resnet_cifar_bottleneck, depth=110),
-    "resnet18": partial(resnet, depth=18),
-    "resnet34": partial(resnet, depth=34),
-    "resnet50": partial(resnet, depth=50),
+    **{f"resnet{depth}": partial(resnet_cifar, depth=depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}-bottleneck": partial(resnet_cifar_bottleneck, depth=depth) for depth in (14, 110)},
+    **{f"resnet{depth}": partial(resnet, depth=depth) for depth in (18, 34, 50)},
     "preact-resnet18": preact_resnet18,
     "se-resnet18": partial(se_resnet, depth=18),
     "se-resnet110": partial(se_resnet_cifar, depth=110),
     "resnext29-8x64d": resnext29,
     "resnext50-32x4d": resnext50,
-    "wrn-16-2": partial(wrn, depth=16, width=2),
-    "wrn-16-8": partial(wrn, depth=16, width=8),
-    "wrn-28-10": partial(wrn, depth=28, width=10),
-    "wrn-40-2": partial(wrn, depth=40, width=2),
+    **{f"wrn-{deep}-{wide}": partial(wrn, depth=deep, width=wide) for deep, wide in WRN},
     "densenet-40-12": partial(densenet, depth=40, growth=12, bottleneck=False),
     "densenet-bc-40-12": partial(densenet, depth=40, growth=12, bottleneck=True),
     "densenet-bc-190-40": partial(densenet, depth=190, growth=40, bottleneck=True),

@@ -13,14 +13,13 @@ Paper:
 
 Defaults:
     alpha 0.6, the paper's for ViT (noted, not checked: 5 for translation). dropout 0.1 (ViT's): the draw of a network
-    that has none itself, on what its head reads; where the student draws, only its own draws count.
+    that has none itself (ours), on what its head reads; where the student draws, only its own draws count.
 
 Where we differ from the paper, and from the authors' code:
     Both forwards are one batch of twice the size, so batch norm sees both; that code has two forwards. In vit_src of
     dropreg/R-Drop the KL is summed over the batch and CE is its mean: with B images the KL weighs B times ours, and
     alpha 0.3 there, of the sum of both directions, is 0.6 here. Run beside it on the same logits (64 x 100, float64):
     the same number once the KL is given that B.
-    The paper has no network without dropout; that `dropout` option is ours.
 
 Ships: `student`, the network itself.
 Cost: Two forwards and two backwards of one network per batch. No extra parameters.
@@ -84,8 +83,6 @@ def _possible(dropout: float, student: nn.Module) -> float:
         why = "the student draws nothing itself, and two equal predictions teach nothing"
         raise InputError(f"dropout: found {dropout}; must be above 0 and below 1: {why}")
     if not isinstance(student, Staged):
-        why = "draws nothing in training, so both draws are equal"
-        raise InputError(
-            f"student: {type(student).__name__} {why}; give it dropout or drop path (timm/NAME,drop_path_rate=0.1)"
-        )
+        why = "draws nothing in training; give it dropout or drop path (timm/NAME,drop_path_rate=0.1)"
+        raise InputError(f"student: {type(student).__name__} {why}")
     return dropout

@@ -93,9 +93,7 @@ class TFKD(Method):
             if teacher is None:
                 raise InputError("tf-kd: mode 'self' needs a teacher, the same network trained before; none was given")
         elif teacher is not None:
-            raise InputError(
-                "tf-kd: mode 'reg' reads no teacher and one was given; leave it out, or choose mode 'self'"
-            )
+            raise InputError("tf-kd: mode 'reg' reads no teacher and one was given; leave it out, or say mode 'self'")
         self.student = student
         self.teacher = None if teacher is None else Frozen(teacher)
         self.alpha, self.temperature, self.correct = alpha, temperature, correct

@@ -91,10 +91,8 @@ class ZipfLS(Method):
         """How many places of the last map are for each class. `[B, D, H, W] -> [B, C]`."""
         if self.upsample > 1:
             last = F.interpolate(last, scale_factor=float(self.upsample), mode="bilinear")
-        chosen = self._head[0](last.flatten(2).mT).argmax(-1)  # [B, H·W]
-        return torch.zeros(len(last), classes, device=last.device).scatter_add(
-            1, chosen, torch.ones_like(chosen, dtype=torch.float32)
-        )
+        chosen: Tensor = self._head[0](last.flatten(2).mT).argmax(-1)  # [B, H·W]
+        return chosen.new_zeros(len(last), classes).scatter_add(1, chosen, torch.ones_like(chosen))
 
 
 def rank(scores: Tensor) -> Tensor:

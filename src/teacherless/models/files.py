@@ -200,9 +200,7 @@ def check_shapes(net: nn.Module, file: Path) -> None:
         raise InputError(f"{file}: is of another architecture: it {what}")
     for key, (shape, dtype) in stored.items():
         if shape != list(own[key].shape):
-            raise InputError(
-                f"{file}: is of another architecture: {key!r} is {shape}, the network's {list(own[key].shape)}"
-            )
+            raise InputError(f"{file}: is of another architecture: {key!r} is {shape}, not {list(own[key].shape)}")
         if own[key].is_floating_point() != ("F" in dtype):
             raise InputError(f"{file}: {key!r} holds {dtype}, which is no {own[key].dtype}")
 

@@ -133,6 +133,13 @@ def specs(run: Run) -> list[Spec]:
     return each * run.peers
 
 
+def alone(run: Run) -> Run:
+    """The same for its first student alone."""
+    head, comma, rest = run.student[0].partition(",")
+    first = head.partition("*")[0] + comma + rest
+    return run.model_copy(update={"student": (first,), "peers": None, "split_into": None, "exchange_every": 1})
+
+
 def refuse_code(run: Run, where: object) -> None:
     """Raises: InputError if settings from a file name code to run, a student `package.module:function`."""
     for name in (parse_student(text).name for text in run.student):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from teacherless.data import Source
 from teacherless.evaluation.metrics import evaluate
 from teacherless.method import Batch, Progress
 from teacherless.runs.build import build_method, load_source
-from teacherless.runs.config import Run
+from teacherless.runs.config import Run, alone
 from teacherless.runs.execute import loaders
 from teacherless.training.mesh import dealt, part_of, shape, splits
 from teacherless.training.precision import tune_allocator
@@ -102,18 +101,9 @@ class Plan:
 
 def plain_of(run: Run) -> Run:
     """Plain training of a run's first student."""
-    first = re.sub(r"\*\d+", "", run.student[0])
-    change: dict[str, Any] = {
-        "student": (first,),
-        "peers": None,
-        "split_into": None,
-        "exchange_every": 1,
-        "parallel": "auto",
-        "set": {},
-        "teacher": None,
-        "engine": "auto",
-    }
-    return run.model_copy(update={"method": "plain", **change})
+    return alone(run).model_copy(
+        update={"method": "plain", "parallel": "auto", "set": {}, "teacher": None, "engine": "auto"}
+    )
 
 
 class _Steps:

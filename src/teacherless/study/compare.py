@@ -19,7 +19,7 @@ from teacherless.errors import InputError, unknown
 from teacherless.files import disk
 from teacherless.methods import METHODS
 from teacherless.runs.build import load_source, method_options
-from teacherless.runs.config import Run, parse_student, specs
+from teacherless.runs.config import Run, alone, parse_student, specs
 from teacherless.runs.widths import scaled
 from teacherless.study import churn, outcome, report
 from teacherless.study.cells import Cell, dismiss, run_cells
@@ -154,8 +154,7 @@ def _settings(template: Run, method: str, options: dict[str, Any]) -> Run:
     if template.engine == "auto":
         change["engine"] = "loop"  # a cell has one core
     if not kind.cohort:
-        head, *rest = template.student[0].split(",")
-        change |= {"student": (",".join([head.partition("*")[0], *rest]),), "split_into": None, "exchange_every": 1}
+        template = alone(template)
     elif len(students) == 1 and not template.split_into:
         change["peers"] = template.peers or 2
     reads = kind.teacher_use == "required" or (kind.teacher_use == "optional" and options.get("mode") == "self")

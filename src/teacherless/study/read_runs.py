@@ -117,9 +117,7 @@ def read(paths: Sequence[Path], trust_imports: bool = False) -> tuple[Groups, So
     source = load_source(runs[0], quiet=True)
     for one in loaded:
         if one.fingerprint != source.fingerprint:
-            raise InputError(
-                f"{one.folder}: was trained on other data than what {loaded[0].folder} names ({source.name})"
-            )
+            raise InputError(f"{one.folder}: was trained on other data than {loaded[0].folder} ({source.name})")
     if (source.test or source.val or source.reid) is None:
         raise InputError(f"{source.name}: has neither test nor validation data to look at")
     groups: Groups = {}

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 from terminal import run
 
+from teacherless.files import disk
 from teacherless.runs.config import Run
 from teacherless.study.cells import Cell
 from teacherless.study.watch import Progress, Told, estimate
@@ -26,7 +27,7 @@ def cell(out: Path, row: str, seed: int) -> Cell:
 
 def trained(cell: Cell, epochs: int, seconds: float, total: int = 4) -> None:
     stored = {"settings": {}, "data": {}, "engine": "loop", "amp": None, "epochs": total}
-    (cell.folder / "run.json").write_text(json.dumps(stored))
+    disk.write_json(cell.folder / "run.json", stored)  # whole or not at all, as a run does: somebody is reading
     lines = [json.dumps({"epoch": epoch, "seconds": seconds}) + "\n" for epoch in range(epochs)]
     (cell.folder / "metrics.jsonl").write_text("".join(lines))
 
@@ -35,9 +36,7 @@ def finished(cell: Cell, top1: float) -> None:
     row = {"val_top1": None, "test_top1": top1, "test_nll": 0.1, "test_ece": 1.0}
     summary = {"method": "plain", "epochs": 4, "students": {"student": row}, "ensemble": None, "chosen": "student",
                "train_seconds": 1.0}  # fmt: skip
-    part = cell.folder / "part"  # as a run writes it: whole or not at all
-    part.write_text(json.dumps(summary))
-    part.rename(cell.folder / "summary.json")
+    disk.write_json(cell.folder / "summary.json", summary)
 
 
 TOLD = Told("test", lambda cell, done: done["students"]["student"]["test_top1"])

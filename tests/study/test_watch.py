@@ -73,6 +73,7 @@ def test_plain_lines_where_there_is_no_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("teacherless.study.watch.SILENCE", 0.3)
+    monkeypatch.setattr("teacherless.training.live.SHARE", 10)  # where CPU time is dear it would hardly look
     cells = a, b, c = cell(tmp_path, "plain", 0), cell(tmp_path, "dml", 0), cell(tmp_path, "dml", 1)
     with Progress(cells, TOLD) as progress:
         progress.start(a)

@@ -52,6 +52,13 @@ def test_peers_share_the_cost_of_one() -> None:
     assert [net.channels[0] for net in method.students().values()] == [width] * 3  # type: ignore[union-attr]
 
 
+def test_a_width_in_the_name_can_be_set() -> None:
+    """WRN-28-10 is divided into the widths of Zhao et al. (arXiv:2011.14660): 7 for two, 5 for four."""
+    assert models.create("wrn-16-8", num_classes=3, width=2).channels == [32, 64, 128]
+    for into, width in ((2, 7), (4, 5)):
+        assert split([parse_student("wrn-28-10")], into)[0][0].arguments == {"width": width}
+
+
 def test_a_network_without_a_width() -> None:
     assert scaled(parse_student("mobilenet"), 2) is None
     with pytest.raises(

@@ -59,7 +59,8 @@ Where we differ from the paper, and from the authors' code:
     found: how they solve "linear", and what they do with weights below 0, is not known; "linear" here is 50 steps of
     exponentiated gradient, within 1e-2 nats of the least cross-entropy.
     Roth et al. transfer between pretrained networks, and keep what a student knows by its own earlier prediction; here
-    nobody teaches such a sample.
+    nobody teaches such a sample. train_bi_kd.py of Syd-J/Bi-KD (Jain et al., arXiv:2510.22208) has our loss for two,
+    number for number, but its teachers get a gradient; without it, so are the gradients.
 
 Ships: `peer0` … `peerK-1`, each a plain network. The ensemble is the mean of the peers' probabilities.
 

@@ -132,7 +132,7 @@ def options(architecture: str) -> dict[str, inspect.Parameter]:
     if architecture not in MODELS:
         raise unknown("model", architecture, MODELS)
     constructor = MODELS[architecture]
-    fixed = {"num_classes", "in_channels", *getattr(constructor, "keywords", {})}
+    fixed = {"num_classes", "in_channels", *getattr(constructor, "keywords", {})} - {"width"}
     signature = inspect.signature(constructor, eval_str=True)
     return {name: parameter for name, parameter in signature.parameters.items() if name not in fixed}
 

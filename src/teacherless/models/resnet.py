@@ -104,12 +104,16 @@ def se_resnet_cifar(*, num_classes: int, in_channels: int, depth: int, shortcut:
     return _cifar(partial(basic, shortcut=shortcut, squeeze=True), [16, 32, 64], depth, in_channels, num_classes)
 
 
-def resnet_cifar_bottleneck(*, num_classes: int, in_channels: int, depth: int, shortcut: Shortcut = "B") -> Staged:
+def resnet_cifar_bottleneck(
+    *, num_classes: int, in_channels: int, depth: int, shortcut: Shortcut = "B", base_width: int = 64
+) -> Staged:
     """What the script of ONE trains as ResNet-110: (depth - 2) / 6 = 18 *bottleneck* blocks per stage, so 164 layers.
 
-    Stages of 64, 128 and 256 channels; the authors' released code, models/cifar/resnet.py. Total stride 4.
+    Stages of 64, 128 and 256 channels; the authors' released code, models/cifar/resnet.py. Total stride 4. With depth
+    14 and `base_width` 512 it is what the code of DLB calls wide_resnet20_8.
     """
-    return _cifar(partial(bottleneck, shortcut=shortcut), [64, 128, 256], depth, in_channels, num_classes)
+    block = partial(bottleneck, shortcut=shortcut, base_width=base_width)
+    return _cifar(block, [64, 128, 256], depth, in_channels, num_classes)
 
 
 def resnext29(*, num_classes: int, in_channels: int, base_width: int = 64) -> Staged:

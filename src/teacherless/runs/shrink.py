@@ -20,6 +20,8 @@ NARROWER = {  # the same kind of network, narrower or shorter
     "timm/mobilenetv2_100": "mobilenet",
     "timm/resnet50": "resnet18",
     "timm/vit_base_patch16_384": "resnet18",
+    "timm/vit_base_patch16_224": "resnet18",
+    "timm/vit_tiny_patch16_224": "resnet18",
     "timm/deit3_small_patch16_224": "resnet18",
 }
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from teacherless.errors import InputError, first_line, unknown
+from teacherless.models import resnet
 from teacherless.models.classic import alexnet, vgg16_bn
 from teacherless.models.densenet import densenet
 from teacherless.models.foreign import by_name as foreign
@@ -25,15 +26,6 @@ from teacherless.models.foreign.wrapper import Foreign
 from teacherless.models.googlenet import googlenet
 from teacherless.models.mobilenet import mobilenet
 from teacherless.models.preact import preact_resnet18, wrn
-from teacherless.models.resnet import (
-    resnet,
-    resnet_cifar,
-    resnet_cifar_bottleneck,
-    resnext29,
-    resnext50,
-    se_resnet,
-    se_resnet_cifar,
-)
 from teacherless.models.small import small_cnn
 from teacherless.models.staged import Staged, at_rest, fresh
 
@@ -41,14 +33,14 @@ WRN = ((16, 2), (16, 8), (28, 10), (40, 2))  # depth and width
 
 MODELS: dict[str, Callable[..., Staged]] = {
     "small-cnn": small_cnn,
-    **{f"resnet{depth}": partial(resnet_cifar, depth=depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
-    **{f"resnet{depth}-bottleneck": partial(resnet_cifar_bottleneck, depth=depth) for depth in (14, 110)},
-    **{f"resnet{depth}": partial(resnet, depth=depth) for depth in (18, 34, 50)},
+    **{f"resnet{depth}": partial(resnet.resnet_cifar, depth=depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}-bottleneck": partial(resnet.resnet_cifar_bottleneck, depth=depth) for depth in (14, 110)},
+    **{f"resnet{depth}": partial(resnet.resnet, depth=depth) for depth in (18, 34, 50)},
     "preact-resnet18": preact_resnet18,
-    "se-resnet18": partial(se_resnet, depth=18),
-    "se-resnet110": partial(se_resnet_cifar, depth=110),
-    "resnext29-8x64d": resnext29,
-    "resnext50-32x4d": resnext50,
+    "se-resnet18": partial(resnet.se_resnet, depth=18),
+    "se-resnet110": partial(resnet.se_resnet_cifar, depth=110),
+    "resnext29-8x64d": resnet.resnext29,
+    "resnext50-32x4d": resnet.resnext50,
     **{f"wrn-{deep}-{wide}": partial(wrn, depth=deep, width=wide) for deep, wide in WRN},
     "densenet-40-12": partial(densenet, depth=40, growth=12, bottleneck=False),
     "densenet-bc-40-12": partial(densenet, depth=40, growth=12, bottleneck=True),
@@ -186,17 +178,15 @@ def _problem(net: nn.Module, size: tuple[int, int], in_channels: int) -> str | N
     images = torch.zeros(2, in_channels, *size, dtype=like.dtype, device=like.device)
     named = isinstance(net, (Staged, Foreign))
     strided = [module for module in net.modules() if _stride(module) > 1] if named else []
-    hooks = [module.register_forward_pre_hook(_refuse_less_than_stride) for module in strided]
     try:
-        with at_rest(net):
+        with at_rest(net), contextlib.ExitStack() as hooks:
+            for module in strided:
+                hooks.enter_context(module.register_forward_pre_hook(_refuse_less_than_stride))
             logits = net(images)
     except InputError:  # not of the images: its output cannot be read
         raise
     except Exception as error:  # a foreign network may raise anything; whatever it is, it cannot read this
         return next(iter(str(error).splitlines()), type(error).__name__)
-    finally:
-        for hook in hooks:
-            hook.remove()
     outputs = logits.shape[1]
     if isinstance(net, Foreign) and outputs != (classes := net.spec.get("num_classes", outputs)):
         raise InputError(f"{net.name}: found {outputs} outputs for {classes} classes; it must take num_classes")

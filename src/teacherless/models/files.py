@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils.hooks import RemovableHandle
 
 from teacherless import models
 from teacherless.errors import InputError, names_code, unknown
@@ -145,8 +145,7 @@ def _build(config: schemas.Config, where: Path, weights: Path, trusted: bool) ->
     return models.create(architecture, **arguments)
 
 
-@contextmanager
-def _at_most(tensors: int) -> Iterator[None]:
+def _at_most(tensors: int) -> RemovableHandle:
     """Inside, a network that is built may have so many parameters: a depth of 10^7 ends here, not in the memory."""
     built = itertools.count(1)
 
@@ -154,11 +153,7 @@ def _at_most(tensors: int) -> Iterator[None]:
         if next(built) > tensors:
             raise InputError(f"its config asks for more than {tensors} tensors, its weights hold fewer")
 
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return register_module_parameter_registration_hook(count)
 
 
 def load_weights(net: nn.Module, file: Path) -> None:

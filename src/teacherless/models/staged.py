@@ -84,8 +84,9 @@ class Insides(nn.Module):
         return embedding, branch[-1](embedding)
 
     def split_map(self, trunk_output: Any) -> Tensor:
-        """The last stage's map in what `trunk` returns."""
-        raise NotImplementedError
+        """The last stage's map in what `trunk` returns; of ours that is the map."""
+        last: Tensor = trunk_output
+        return last
 
     def new_branch(self, stages: int, *, copy_init: bool) -> Self:
         """A network over the same first `stages` stages; its others start afresh, or are copies with a new head."""
@@ -165,10 +166,6 @@ class Staged(Insides):
         """The other stages, the pool, the head."""
         return nn.Sequential(*self.stages[stages:], self.pool, self.head)
 
-    def split_map(self, trunk_output: Tensor) -> Tensor:
-        """The trunk's output is the map."""
-        return trunk_output
-
     def new_branch(self, stages: int, *, copy_init: bool) -> Self:
         """A network over the same first `stages` stages; its others start afresh, or are copies with a new head."""
         other = copy.deepcopy(self, {id(stage): stage for stage in self.stages[:stages]})
@@ -187,25 +184,16 @@ def at_rest(net: nn.Module) -> Iterator[None]:
 def fresh(module: nn.Module) -> nn.Module:
     """Give every parameter of `module` a new random start, in place, from the global generator; returns it.
 
-    Uses each layer's own `reset_parameters` (nn.MultiheadAttention hides it), then `he_init`. A parameter whose layer
-    has neither keeps its value.
+    Uses each layer's own `reset_parameters` (nn.MultiheadAttention hides it), then for convolutions He et al. 2015:
+    normal with std sqrt(2 / (k² · C_out)). A parameter whose layer has neither keeps its value.
     """
     for layer in module.modules():
         reset = getattr(layer, "reset_parameters", getattr(layer, "_reset_parameters", None))
         if callable(reset):
             reset()
-    he_init(module)
-    return module
-
-
-@torch.no_grad()
-def he_init(module: nn.Module) -> None:
-    """He initialisation of convolutions, normal with std sqrt(2 / (k² · C_out)); batch norm 1, 0 (He et al. 2015)."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.BatchNorm2d):
-            nn.init.ones_(layer.weight)
-            nn.init.zeros_(layer.bias)
+    return module

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import os
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from teacherless import losses
+from teacherless.network import calling
 
 NO_BF16 = "fp32, since this CPU has no bf16 instructions"
 
@@ -63,16 +63,9 @@ def slow_in_bf16(module: nn.Module, device: torch.device) -> dict[str, nn.Conv2d
     }
 
 
-@contextlib.contextmanager
-def in_fp32(layers: dict[str, nn.Conv2d]) -> Iterator[None]:
+def in_fp32(layers: dict[str, nn.Conv2d]) -> AbstractContextManager[None]:
     """These layers compute in fp32 under autocast. Undone at the end: what is exported is the plain architecture."""
-    for layer in layers.values():
-        layer.forward = functools.partial(_without_autocast, layer)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for layer in layers.values():
-            del layer.forward
+    return calling({layer: functools.partial(_without_autocast, layer) for layer in layers.values()})
 
 
 def _without_autocast(layer: nn.Conv2d, x: Tensor) -> Tensor:

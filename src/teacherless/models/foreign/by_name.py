@@ -59,7 +59,7 @@ def create(
         factory = FACTORIES[prefix]
     else:
         raise InputError(f"found {architecture!r}; must be timm/NAME, torchvision/NAME or package.module:function")
-    build = partial(_build, architecture, factory, name, num_classes, in_channels, kwargs)
+    build = partial(_build, architecture, partial(factory, name, num_classes, in_channels, **kwargs))
     given = {} if stages is None else {"stages": stages if isinstance(stages, str) else list(stages)}
     spec = {"architecture": architecture, "num_classes": num_classes, "in_channels": in_channels, **given, **kwargs}
     net = Foreign(build(pretrained), stages=stages, size=size, spec=spec, build=partial(build, False))
@@ -68,18 +68,10 @@ def create(
     return net
 
 
-def _build(
-    architecture: str,
-    factory: Callable[..., nn.Module],
-    name: str,
-    classes: int,
-    channels: int,
-    kwargs: dict[str, Any],
-    pretrained: bool,
-) -> nn.Module:
+def _build(architecture: str, factory: Callable[[bool], nn.Module], pretrained: bool) -> nn.Module:
     """Call a factory. Raises: InputError that shows what it raised."""
     try:
-        net = factory(name, classes, channels, pretrained, **kwargs)
+        net = factory(pretrained)
     except InputError:
         raise
     except Exception as error:

@@ -7,8 +7,8 @@ after the stage is the branch's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from teacherless.batch import Input
 from teacherless.errors import InputError
 from teacherless.models.foreign.stages import first_tensor, join
-from teacherless.network import call
+from teacherless.network import call, calling
 
 if TYPE_CHECKING:
     from teacherless.models.foreign.wrapper import Foreign
@@ -38,9 +38,9 @@ class Trunk(nn.Module):
     def __init__(self, foreign: Foreign, stages: int) -> None:
         super().__init__()
         self._foreign = (foreign,)  # a tuple: not registered
-        self._stage = foreign.structure.stages[stages - 1]
+        self._last = stages - 1
         calls = foreign.structure.calls
-        end = calls[self._stage].ended
+        end = calls[foreign.structure.stages[self._last]].ended
         before = cut(foreign, stages)[0]
         self._before = [path for path in before if path in calls and calls[path].ended <= end]
         self.modules_before = nn.ModuleList(map(foreign.net.get_submodule, before))
@@ -54,10 +54,8 @@ class Trunk(nn.Module):
         with ExitStack() as hooks:
             for path, recorded in outputs.items():
                 module = foreign.net.get_submodule(path)
-                record = module.register_forward_hook(lambda _m, _a, output, into=recorded: into.append(output))
-                hooks.callback(record.remove)
-            output = foreign._run_to(self._stage, x)
-        return TrunkOutput(x, foreign._as_map(self._stage, output), outputs)
+                hooks.enter_context(module.register_forward_hook(lambda _m, _a, out, into=recorded: into.append(out)))
+            return TrunkOutput(x, foreign.reach(x, self._last), outputs)
 
 
 class Branch(nn.Module):
@@ -76,7 +74,8 @@ class Branch(nn.Module):
         (foreign,) = self._foreign
         outputs = trunk_output.outputs
         versions = {path: _versions(recorded) for path, recorded in outputs.items()}
-        with repeating({foreign.net.get_submodule(path): recorded for path, recorded in outputs.items()}):
+        told = {foreign.net.get_submodule(path): partial(_next, iter(each)) for path, each in outputs.items()}
+        with calling(told):
             logits = call(foreign, trunk_output.x)
         for path, recorded in outputs.items():
             if _versions(recorded) != versions[path]:
@@ -122,22 +121,8 @@ def across(foreign: Foreign, stages: int) -> list[str]:
     return [path for path, _ in foreign.net.named_modules() if path not in whole and not f"{path}.".startswith(within)]
 
 
-@contextmanager
-def repeating(outputs: Mapping[nn.Module, list[Any]]) -> Iterator[None]:
-    """Inside, these modules return what they are told, call after call, and compute nothing."""
-    before = {module: vars(module).get("forward") for module in outputs}
-    try:
-        for module, recorded in outputs.items():
-            module.forward = partial(_next, iter(recorded))
-        yield
-    finally:
-        for module, forward in before.items():
-            del module.forward
-            if forward is not None:
-                module.forward = forward
-
-
 def _next(recorded: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
+    """A module that returns what it is told, call after call, and computes nothing."""
     return next(recorded)
 
 

@@ -43,8 +43,8 @@ def watching(net: nn.Module, calls: dict[str, Call]) -> Iterator[None]:
 
     with ExitStack() as hooks:
         for path, module in net.named_modules():
-            hooks.callback(module.register_forward_pre_hook(partial(enter, path)).remove)
-            hooks.callback(module.register_forward_hook(partial(leave, path)).remove)
+            hooks.enter_context(module.register_forward_pre_hook(partial(enter, path)))
+            hooks.enter_context(module.register_forward_hook(partial(leave, path)))
         yield
 
 

@@ -18,20 +18,12 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from teacherless.batch import Input, as_input, leaves, mapped
 from teacherless.errors import InputError, first_line
+from teacherless.models.foreign import stages as tracing
 from teacherless.models.foreign.split import Branch, Trunk, TrunkOutput, across, cut, one_graph_cannot, tensors
-from teacherless.models.foreign.stages import (
-    Call,
-    channels,
-    channels_last,
-    default_stages,
-    first_tensor,
-    is_layer,
-    timm_stages,
-    watching,
-)
 from teacherless.models.staged import Insides, Look, at_rest, fresh
 from teacherless.network import call, read_logits
 
@@ -65,7 +57,7 @@ def adapt(
 class Structure(NamedTuple):
     """What one look into a network finds."""
 
-    calls: dict[str, Call]  # by module path
+    calls: dict[str, tracing.Call]  # by module path
     stages: list[str]
     head: str
     logits: torch.Size
@@ -136,14 +128,14 @@ class Foreign(Insides):
 
     def _look_inside(self) -> Structure:
         calls, logits, image = self._trace()
-        layers = [path for path, module in self.net.named_modules() if path in calls and is_layer(module)]
+        layers = [path for path, module in self.net.named_modules() if path in calls and tracing.is_layer(module)]
         if not layers:
             raise InputError(f"{self.name}: has no layers inside that could be a stage or a head")
         head = max(layers, key=lambda path: calls[path].ended)
-        for stages in filter(None, (self.named, timm_stages(self.net))):
+        for stages in filter(None, (self.named, tracing.timm_stages(self.net))):
             with suppress(*() if self.named else (InputError,)):  # what timm names may not do
                 return self._checked(Structure(calls, stages, head, logits, image))
-        stages = default_stages(self.net, calls, head, logits[0])
+        stages = tracing.default_stages(self.net, calls, head, logits[0])
         return self._checked(Structure(calls, stages, head, logits, image))
 
     @property
@@ -152,7 +144,7 @@ class Foreign(Insides):
         if not self.structure.stages:
             outline = _outline(self.net)
             raise InputError(f"{self.name}: its stages are not known; name them: stages=a+b+c (it has {outline})")
-        return [channels(_output_shape(self.structure, stage)) for stage in self.structure.stages]
+        return [tracing.channels(_output_shape(self.structure, stage)) for stage in self.structure.stages]
 
     @property
     def dim(self) -> int:
@@ -185,9 +177,9 @@ class Foreign(Insides):
         embedding: list[Tensor] = []
         with ExitStack() as hooks:
             for stage in self.structure.stages:
-                hooks.callback(self._on_exit(stage, partial(outputs.__setitem__, stage)))
+                hooks.enter_context(self._on_exit(stage, partial(outputs.__setitem__, stage)))
             head = self.net.get_submodule(self.structure.head)
-            hooks.callback(head.register_forward_pre_hook(lambda _, args: embedding.append(args[0])).remove)
+            hooks.enter_context(head.register_forward_pre_hook(lambda _, args: embedding.append(args[0])))
             logits = call(self, x)
         for stage in self.structure.stages:
             if stage not in outputs:
@@ -198,7 +190,18 @@ class Foreign(Insides):
     def reach(self, x: Input, stage: int) -> Tensor:
         """The output of one stage; what comes after it is not run."""
         path = self.structure.stages[stage]
-        return self._as_map(path, self._run_to(path, x))
+        reached: list[Tensor] = []
+
+        def stop(output: Tensor) -> None:
+            reached.append(output)
+            if not torch.compiler.is_exporting():  # its tracer would be lost; what nobody reads it drops
+                raise _Reached
+
+        with self._on_exit(path, stop), suppress(_Reached):
+            call(self, x)
+        if not reached:
+            raise self._not_run(path)
+        return self._as_map(path, reached[0])
 
     def lower(self, stage: int) -> list[nn.Parameter]:
         """The parameters up to a stage, and those of which it is not known when they are used."""
@@ -223,11 +226,8 @@ class Foreign(Insides):
         one_graph_cannot()
         embedding: list[Tensor] = []
         head = self.net.get_submodule(self.structure.head)
-        hook = head.register_forward_pre_hook(lambda _, args: embedding.append(args[0]))
-        try:
+        with head.register_forward_pre_hook(lambda _, args: embedding.append(args[0])):
             logits = branch(trunk_output)
-        finally:
-            hook.remove()
         return embedding[-1].flatten(1), logits
 
     def split_map(self, trunk_output: TrunkOutput) -> Tensor:
@@ -258,15 +258,15 @@ class Foreign(Insides):
 
     # How it is looked into -------------------------------------------------------------------------------------------
 
-    def _trace(self) -> tuple[dict[str, Call], torch.Size, bool]:
+    def _trace(self) -> tuple[dict[str, tracing.Call], torch.Size, bool]:
         """Run an example and note when every module ran; the shape of the logits; whether it was an image."""
         if isinstance(self.net, torch.jit.ScriptModule):
             raise InputError(f"{self.name}: is scripted, so it cannot be looked into; give the module it was made of")
         reason = ""
         for x in self._examples():
-            calls: dict[str, Call] = {}
+            calls: dict[str, tracing.Call] = {}
             try:
-                with at_rest(self), watching(self.net, calls):
+                with at_rest(self), tracing.watching(self.net, calls):
                     return calls, call(self, x).shape, next(leaves(x)).dim() == 4
             except InputError:
                 raise
@@ -294,7 +294,7 @@ class Foreign(Insides):
         before, batch, what = -1, structure.logits[0], ""
         for stage in structure.stages:
             what = f"stages: {stage!r} of {self.name}"
-            call = structure.calls.get(stage, Call(0))
+            call = structure.calls.get(stage, tracing.Call(0))
             if call.count != 1:
                 raise InputError(f"{what} runs {call.count} times; a stage must run once")
             shape = None if call.output_shape is None else list(call.output_shape)
@@ -312,35 +312,17 @@ class Foreign(Insides):
         if output.dim() == 3 and (grid := self._grid(output.shape[1])):
             before, height, width = grid
             return output[:, before:].transpose(1, 2).reshape(output.shape[0], -1, height, width)
-        return output.permute(0, 3, 1, 2) if channels_last(_output_shape(self.structure, stage)) else output
+        return output.permute(0, 3, 1, 2) if tracing.channels_last(_output_shape(self.structure, stage)) else output
 
-    def _on_exit(self, path: str, use: Callable[[Tensor], None]) -> Callable[[], None]:
-        """Call `use` with what a module says; returns what undoes that."""
+    def _on_exit(self, path: str, use: Callable[[Tensor], None]) -> RemovableHandle:
+        """Call `use` with what a module says, until the handle is removed."""
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            tensor = first_tensor(output)
+            tensor = tracing.first_tensor(output)
             assert tensor is not None, path
             use(tensor)
 
-        return self.net.get_submodule(path).register_forward_hook(hook).remove
-
-    def _run_to(self, path: str, x: Input) -> Tensor:
-        reached: list[Tensor] = []
-
-        def stop(output: Tensor) -> None:
-            reached.append(output)
-            if not torch.compiler.is_exporting():  # its tracer would be lost; what nobody reads it drops
-                raise _Reached
-
-        remove = self._on_exit(path, stop)
-        try:
-            with suppress(_Reached):
-                call(self, x)
-        finally:
-            remove()
-        if not reached:
-            raise self._not_run(path)
-        return reached[0]
+        return self.net.get_submodule(path).register_forward_hook(hook)
 
     def _not_run(self, stage: str) -> InputError:
         return InputError(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from teacherless.batch import leaves, mapped
 from teacherless.errors import InputError, first_line
 from teacherless.method import Batch, Output, Progress
+from teacherless.network import calling
 
 One = Callable[[Batch, Progress], Output]  # a step of the method
 Record = Callable[[Callable[[], Output]], tuple[Callable[[], None], Output]]  # to what repeats it, and where it answers
@@ -142,15 +143,13 @@ def streams(students: Sequence[nn.Module]) -> Iterator[None]:
         yield
         return
     own = [torch.cuda.Stream() for _ in students]  # type: ignore[no-untyped-call]
+    forwards: dict[nn.Module, Callable[..., Any]] = {}
     for student, stream in zip(students, own, strict=True):
         fork = own if student is students[0] else []
         join = own if student is students[-1] else []
-        student.forward = functools.partial(_on, stream, student.forward, fork, join)
-    try:
+        forwards[student] = functools.partial(_on, stream, student.forward, fork, join)
+    with calling(forwards):
         yield
-    finally:
-        for student in students:
-            del student.forward
 
 
 def _on(own: Any, forward: Callable[[Tensor], Tensor], fork: Sequence[Any], join: Sequence[Any], x: Tensor) -> Tensor:

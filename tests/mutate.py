@@ -88,8 +88,8 @@ MUTANTS = [
     #
     Mutant("terms averaged, not added", METHOD, "torch.stack(list(self.terms.values())).sum()",
            "torch.stack(list(self.terms.values())).mean()"),
-    Mutant("teacher in train mode", PARTS, "copy.deepcopy(net).eval()", "copy.deepcopy(net).train()"),
-    Mutant("teacher not copied", PARTS, "copy.deepcopy(net).eval()", "net.eval()"),
+    Mutant("teacher in train mode", PARTS, "still(net).eval()", "still(net).train()"),
+    Mutant("teacher not copied", PARTS, "still(net).eval()", "net.eval()"),
     Mutant("teacher learns", PARTS, ".requires_grad_(False)", ".requires_grad_(True)"),
     Mutant("ensemble: mean of logits", PARTS, "call(net, x).float().log_softmax(-1)", "call(net, x).float()"),
     #
@@ -263,8 +263,7 @@ MUTANTS = [
            "losses.kl(z, z.flip(0)).mean(1).sum()"),
     Mutant("R-Drop: CE of both averaged", RDROP, "self.smoothing).mean(1).sum()", "self.smoothing).mean()"),
     Mutant("R-Drop: dropout in evaluation", RDROP, "self.dropout, self.training)", "self.dropout, True)"),
-    Mutant("R-Drop: dropout beside the student's own", RDROP, "0.0 if drawing_layer(student) else _possible",
-           "0.0 if False else _possible"),
+    Mutant("R-Drop: dropout beside the student's own", RDROP, "0.0 if draws else dropout", "dropout"),
     Mutant("cosub: the other submodel learns as a target", COSUB, "z.detach().flip(0)", "z.flip(0)"),
     Mutant("cosub: its own teacher", COSUB, "z.detach().flip(0)", "z.detach()"),
     Mutant("cosub: weights swapped", COSUB, "(1 - self.weight) * hard", "self.weight * hard"),

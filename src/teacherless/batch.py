@@ -55,26 +55,20 @@ def as_batch(item: Any) -> Batch:
 
 
 def parts(item: Any) -> tuple[Any, Any, Any]:
-    """Inputs, labels and maybe the index."""
+    """Inputs, labels and maybe the index; of a dict by their usual names, and the inputs are its other entries."""
     if isinstance(item, Batch):
         return item
     if isinstance(item, Mapping):
-        return _of_mapping(item)
+        rest = {key: value for key, value in item.items() if not _is_text(value)}
+        y, index = (next((rest.pop(key) for key in keys if key in rest), None) for keys in (LABELS, INDEX))
+        if y is None or not rest:
+            raise InputError(f"data: found a dict with {sorted(map(str, item))}; needs one of {LABELS}, and an input")
+        return next(iter(rest.values())) if len(rest) == 1 else rest, y, index
     if isinstance(item, (tuple, list)) and len(item) in (2, 3):
         x, y, index = (*item, None)[:3]
         return x, y, index
     what = f"{type(item).__name__}" + (f" of {len(item)}" if isinstance(item, (tuple, list)) else "")
     raise InputError(f"data: found a {what}; must be {SHAPES}")
-
-
-def _of_mapping(item: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """Labels and index by their usual names; the rest is the input: the one entry, or a dict of several."""
-    rest = {key: value for key, value in item.items() if not _is_text(value)}
-    y, index = (next((rest.pop(key) for key in keys if key in rest), None) for keys in (LABELS, INDEX))
-    if y is None or not rest:
-        raise InputError(f"data: found a dict with {sorted(map(str, item))}; needs one of {LABELS}, and an input")
-    x = next(iter(rest.values())) if len(rest) == 1 else rest
-    return x, y, index
 
 
 def _is_text(value: Any) -> bool:

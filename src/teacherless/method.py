@@ -56,6 +56,7 @@ class Output(NamedTuple):
         return torch.stack(list(self.terms.values())).sum()
 
 
+Variants = dict[str, dict[str, Any]]  # named presets of options that reproduce another code base
 Exchange = Callable[[Tensor], Tensor]  # own [k, B, C+1] -> mean over the others [k, B, C+1]
 Gather = Callable[[Tensor], tuple[Tensor, Sequence[int] | slice]]  # own [k, B, C] -> all [K, B, C], our rows
 
@@ -72,7 +73,7 @@ class Method(nn.Module):
     cohort: ClassVar[bool] = False  # takes any number of students, not just one
     teacher_use: ClassVar[Literal["none", "optional", "required"]] = "none"
     needs: ClassVar[tuple[str, ...]] = ()  # numbers of the data its constructor takes: num_classes, num_samples
-    variants: ClassVar[dict[str, dict[str, Any]]] = {}  # named presets of options that reproduce another code base
+    variants: ClassVar[Variants] = {}
 
     phases: tuple[str, ...] = ("",)  # each a training of its own, one after the other (FitNets: hint, kd)
     phase: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from teacherless.batch import Input, leaves
 from teacherless.method import Progress
 from teacherless.network import call, packed
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 def ramp(progress: Progress, epochs: int, dtype: torch.dtype) -> Tensor:
@@ -33,15 +35,21 @@ def newest(decay: float, steps: int | Tensor) -> Tensor:
     return 1 - ((1 + n) / (10 + n)).clamp(max=decay)
 
 
+def still(net: Net) -> Net:
+    """A copy that does not learn. A submodule, unlike `Frozen`: its weights are of the state that goes on."""
+    with torch.no_grad():  # a scripted module's copy would have a gradient, and it has no requires_grad_
+        other = copy.deepcopy(net)
+    for parameter in other.parameters():
+        parameter.requires_grad_(False)
+    return other
+
+
 class Frozen:
     """A network that is only read (a teacher). Not an `nn.Module`, on purpose: in no optimizer, no checkpoint, no
     `.train()` call and no DDP bucket. It follows its input's device, and its dtype where that is a float."""
 
     def __init__(self, net: nn.Module) -> None:
-        with torch.no_grad():  # a scripted module's copy would have a gradient, and it has no requires_grad_
-            self.net = copy.deepcopy(net).eval()
-        for parameter in self.net.parameters():
-            parameter.requires_grad_(False)
+        self.net = still(net).eval()
 
     @torch.no_grad()
     def __call__(self, x: Input) -> Tensor:

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ from torch.nn import functional as F
 
 from teacherless import losses
 from teacherless.batch import Input
-from teacherless.method import Batch, Method, Output, Progress
+from teacherless.method import Batch, Method, Output, Progress, Variants
 from teacherless.methods import _checks as checks
 from teacherless.methods._parts import Predictor, resize
 from teacherless.models.layers import conv, conv_bn, conv_bn_relu
@@ -67,9 +67,7 @@ class BYOT(Method):
     """
 
     student: Insides
-    variants: ClassVar[dict[str, dict[str, Any]]] = {
-        "released": {"distil": "soft-ce", "hint": "distance", "exits": "separable"}
-    }
+    variants: ClassVar[Variants] = {"released": {"distil": "soft-ce", "hint": "distance", "exits": "separable"}}
 
     def __init__(
         self,

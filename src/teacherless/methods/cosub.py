@@ -30,14 +30,14 @@ Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from teacherless import losses
 from teacherless.errors import InputError
-from teacherless.method import Batch, Output, Progress
+from teacherless.method import Batch, Output, Progress, Variants
 from teacherless.methods import _checks as checks
 from teacherless.methods.r_drop import RDrop
 
@@ -54,7 +54,7 @@ class Cosub(RDrop):
     Raises: InputError for numbers out of range, and for a network whose two predictions would be equal.
     """
 
-    variants: ClassVar[dict[str, dict[str, Any]]] = {"released": {"loss": "bce"}}
+    variants: ClassVar[Variants] = {"released": {"loss": "bce"}}
 
     def __init__(
         self, student: nn.Module, *, weight: float = 0.5, loss: Literal["ce", "bce"] = "ce", dropout: float = 0.1

@@ -37,9 +37,8 @@ Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import combinations
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +46,7 @@ from torch import Tensor, nn
 from teacherless import losses
 from teacherless.batch import Input, joined
 from teacherless.errors import InputError
-from teacherless.method import Batch, Method, Output, Progress, Wants
+from teacherless.method import Batch, Method, Output, Progress, Variants, Wants
 from teacherless.methods import _checks as checks
 from teacherless.models.staged import Insides
 from teacherless.network import call
@@ -71,7 +70,7 @@ class DDGSD(Method):
         network without stages.
     """
 
-    variants: ClassVar[dict[str, dict[str, Any]]] = {
+    variants: ClassVar[Variants] = {
         "mse-logits": {"temperature": 3.0, "detach": False, "match": "logits", "joint": False, "class_mean": True}
     }
 
@@ -124,9 +123,9 @@ class DDGSD(Method):
             h = torch.cat([features for _, features in parts]).reshape(count, len(batch.labels), -1)  # [V, B, D]
             own = h.detach().mean(1)  # [V, D]
             h = h + (self.whole_batch(own[None]).mean(0) - own)[:, None]  # a batch in parts has one mean
-            terms["mmd"] = self.mmd_weight * _sum(losses.mmd(a, b) for a, b in combinations(h, 2))
+            terms["mmd"] = self.mmd_weight * torch.stack([losses.mmd(a, b) for a, b in combinations(h, 2)]).sum()
         elif self.mmd_weight:
-            terms["mse"] = self.mmd_weight * _sum(losses.mse(a, b).mean() for a, b in combinations(z, 2))
+            terms["mse"] = self.mmd_weight * torch.stack([losses.mse(a, b).mean() for a, b in combinations(z, 2)]).sum()
         return Output(terms, z[:1].detach())
 
     def _predict(self, x: Input) -> tuple[Tensor, Tensor]:
@@ -137,7 +136,3 @@ class DDGSD(Method):
             return logits, features
         logits = call(self.student, x)
         return logits, logits
-
-
-def _sum(values: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(values)).sum()

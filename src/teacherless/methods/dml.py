@@ -87,7 +87,7 @@ from torch import Tensor, nn
 from teacherless import losses
 from teacherless.batch import Input, joined
 from teacherless.errors import InputError
-from teacherless.method import Batch, Exchange, Gather, Method, Output, Progress, Wants
+from teacherless.method import Batch, Exchange, Gather, Method, Output, Progress, Variants, Wants
 from teacherless.methods import _checks as checks
 from teacherless.methods import _targets as targets
 from teacherless.methods._copies import flat, idle, who_hears
@@ -149,7 +149,7 @@ class DML(Method):
     left_at: Tensor
     copies: Tensor  # [K, P], every peer's parameters as they were at the last exchange
     rows: Sequence[int] | slice = slice(None)  # which of all peers are ours: a shard has some
-    variants: ClassVar[dict[str, dict[str, Any]]] = {"sum": {"reduce": "sum"}}
+    variants: ClassVar[Variants] = {"sum": {"reduce": "sum"}}
 
     def __init__(
         self,

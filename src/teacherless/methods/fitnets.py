@@ -48,7 +48,7 @@ from torch import Tensor, nn
 
 from teacherless import losses
 from teacherless.batch import Input
-from teacherless.method import Batch, Method, Output, Progress
+from teacherless.method import Batch, Method, Output, Progress, Variants
 from teacherless.methods import _checks as checks
 from teacherless.methods._parts import Frozen, resize
 from teacherless.models.staged import Insides
@@ -76,9 +76,7 @@ class FitNets(Method):
     student: Insides
     teacher_use = "required"
     phases: tuple[str, ...] = ("hint", "kd")
-    variants: ClassVar[dict[str, dict[str, Any]]] = {
-        "one-stage": {"one_stage": True, "hint_weight": 100.0, "regressor": "relu"}
-    }
+    variants: ClassVar[Variants] = {"one-stage": {"one_stage": True, "hint_weight": 100.0, "regressor": "relu"}}
 
     def __init__(
         self,
@@ -107,7 +105,9 @@ class FitNets(Method):
             self.phases = ("",)
         self.needs_progress = not one_stage and kd_weight_start != kd_weight_end
         self.student, self.teacher = student, Frozen(teacher)
-        self.regressor = _regressor(student.channels[self.guided], teacher.channels[self.hint], regressor)
+        conv = nn.Conv2d(student.channels[self.guided], teacher.channels[self.hint], 1)
+        relu = [nn.BatchNorm2d(conv.out_channels), nn.ReLU()]
+        self.regressor = conv if regressor == "linear" else nn.Sequential(conv, *relu)
         self.hint_weight, self.temperature = hint_weight, temperature
         self.kd_weight_start, self.kd_weight_end, self.one_stage = kd_weight_start, kd_weight_end, one_stage
 
@@ -124,7 +124,9 @@ class FitNets(Method):
             target = self.teacher(x)
             checks.same_classes(target, logits)
             kl = losses.kl(logits, target, self.temperature)  # [B]
-            terms["distil"] = (self._kd_weight(progress, kl.dtype) * kl).mean()
+            done = progress.epoch.to(kl.dtype) / (progress.epochs - 1).clamp(min=1)
+            weight = self.kd_weight_start + (self.kd_weight_end - self.kd_weight_start) * done  # λ, a 0-d tensor
+            terms["distil"] = (weight * kl).mean()
         return Output(terms, logits.detach()[None])
 
     def _miss(self, guided: Tensor, x: Input) -> Tensor:
@@ -135,18 +137,8 @@ class FitNets(Method):
         height, width = (min(a, b) for a, b in zip(guess.shape[-2:], hint.shape[-2:], strict=True))
         return losses.mse(resize(guess, height, width), resize(hint, height, width))
 
-    def _kd_weight(self, progress: Progress, dtype: torch.dtype) -> Tensor:
-        """λ of this epoch, a 0-d tensor."""
-        done = progress.epoch.to(dtype) / (progress.epochs - 1).clamp(min=1)
-        return self.kd_weight_start + (self.kd_weight_end - self.kd_weight_start) * done
-
     def param_groups(self) -> list[dict[str, Any]]:
         """What this phase trains: the lower half and the regressor, then the student."""
         lower = [*self.student.lower(self.guided), *self.regressor.parameters()]
         phase = {"hint": lower, "kd": list(self.student.parameters()), "": list(self.parameters())}
         return [{"name": "student", "params": phase[self.phase]}]
-
-
-def _regressor(inputs: int, outputs: int, kind: str) -> nn.Module:
-    conv = nn.Conv2d(inputs, outputs, 1)
-    return conv if kind == "linear" else nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())

@@ -41,7 +41,7 @@ from __future__ import annotations
 
 from functools import partial, reduce
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ from torch.nn import functional as F
 
 from teacherless import losses
 from teacherless.errors import InputError
-from teacherless.method import Batch, Method, Output, Progress
+from teacherless.method import Batch, Method, Output, Progress, Variants
 from teacherless.methods import _checks as checks
 from teacherless.methods._parts import resize
 from teacherless.models.layers import conv, conv_bn, conv_bn_relu
@@ -74,7 +74,7 @@ class FRSKD(Method):
     """
 
     student: Insides
-    variants: ClassVar[dict[str, dict[str, Any]]] = {"released": {"width": 2, "depth": 2, "pyramid": "released"}}
+    variants: ClassVar[Variants] = {"released": {"width": 2, "depth": 2, "pyramid": "released"}}
 
     def __init__(
         self,
@@ -129,7 +129,11 @@ class Refiner(nn.Module):
         fresh(self)
         self.pool, self.head = student.exit()
         if width > 1:
-            self.head = _wider(self.head, width)
+            if not isinstance(self.head, nn.Linear):
+                needs = f"above 1, the student's head must be nn.Linear, not {type(self.head).__name__}"
+                raise InputError(f"width: found {width}; {needs}")
+            inputs, outputs = width * self.head.in_features, self.head.out_features
+            self.head = nn.Linear(inputs, outputs, bias=self.head.bias is not None)
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """The refined maps, `width` times as many channels as their stage, and logits `[B, C]`."""
@@ -147,14 +151,6 @@ class Refiner(nn.Module):
             own = (entered[i], halfway[i]) if i < last else (entered[i],)  # at the deepest, both are one
             refined.append(self.up[i - 1](refined[-1], *own))
         return refined, self.head(self.pool(refined[-1]))
-
-
-def _wider(head: nn.Module, width: int) -> nn.Module:
-    """A fresh head over `width` times as many features. Raises: InputError for one that is not linear."""
-    if not isinstance(head, nn.Linear):
-        needs = f"above 1, the student's head must be nn.Linear, not {type(head).__name__}"
-        raise InputError(f"width: found {width}; {needs}")
-    return nn.Linear(width * head.in_features, head.out_features, bias=head.bias is not None)
 
 
 class Mix(nn.Module):

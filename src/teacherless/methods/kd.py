@@ -24,12 +24,12 @@ Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
 from teacherless import losses
-from teacherless.method import Batch, Method, Output, Progress
+from teacherless.method import Batch, Method, Output, Progress, Variants
 from teacherless.methods import _checks as checks
 from teacherless.methods._parts import Frozen
 from teacherless.network import call
@@ -49,7 +49,7 @@ class KD(Method):
     """
 
     teacher_use = "required"
-    variants: ClassVar[dict[str, dict[str, Any]]] = {"dml": {"temperature": 1.0, "ce_weight": 1.0, "kd_weight": 1.0}}
+    variants: ClassVar[Variants] = {"dml": {"temperature": 1.0, "ce_weight": 1.0, "kd_weight": 1.0}}
 
     def __init__(
         self,

@@ -31,19 +31,16 @@ Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 
 from __future__ import annotations
 
-import copy
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from teacherless import losses
-from teacherless.method import Batch, Method, Output, Progress, Wants
+from teacherless.method import Batch, Method, Output, Progress, Variants, Wants
 from teacherless.methods import _checks as checks
-from teacherless.methods._parts import newest, ramp
+from teacherless.methods._parts import newest, ramp, still
 from teacherless.network import call, check_ready
-
-Net = TypeVar("Net", bound=nn.Module)
 
 
 class MeanTeacher(Method):
@@ -61,7 +58,7 @@ class MeanTeacher(Method):
     """
 
     wants = Wants(views=2)
-    variants: ClassVar[dict[str, dict[str, Any]]] = {"released": {"match": "mse", "weight": 100.0, "ramp_epochs": 5}}
+    variants: ClassVar[Variants] = {"released": {"match": "mse", "weight": 100.0, "ramp_epochs": 5}}
 
     def __init__(
         self,
@@ -99,15 +96,6 @@ class MeanTeacher(Method):
         rise = ramp(progress, self.ramp_epochs, apart.dtype)
         ce = losses.ce(logits, batch.labels, self.smoothing).mean()
         return Output({"ce": ce, "mean": self.weight * rise * apart.mean()}, logits.detach()[None])
-
-
-def still(net: Net) -> Net:
-    """A copy that does not learn. A submodule, unlike `Frozen`: its weights are of the state that goes on."""
-    with torch.no_grad():
-        other = copy.deepcopy(net)
-    for parameter in other.parameters():
-        parameter.requires_grad_(False)
-    return other
 
 
 def follow(average: nn.Module, net: nn.Module, decay: float, steps: Tensor) -> None:

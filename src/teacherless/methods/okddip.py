@@ -43,7 +43,7 @@ Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -51,7 +51,7 @@ from torch import Tensor, nn
 
 from teacherless import losses
 from teacherless.errors import InputError
-from teacherless.method import Batch, Method, Output, Progress
+from teacherless.method import Batch, Method, Output, Progress, Variants
 from teacherless.methods import _checks as checks
 from teacherless.methods._parts import MeanProbability, ramp
 from teacherless.methods.one import ONE
@@ -75,9 +75,7 @@ class OKDDip(Method):
     Raises: InputError for a student without stages, a split that shares nothing, and numbers out of range.
     """
 
-    variants: ClassVar[dict[str, dict[str, Any]]] = {
-        "released": {"mix": "logits", "constant": False, "ramp_epochs": 80}
-    }
+    variants: ClassVar[Variants] = {"released": {"mix": "logits", "constant": False, "ramp_epochs": 80}}
 
     def __init__(
         self,

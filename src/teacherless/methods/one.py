@@ -43,7 +43,7 @@ Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from pydantic import Field
@@ -53,7 +53,7 @@ from torch.nn import functional as F
 from teacherless import losses
 from teacherless.batch import Input
 from teacherless.errors import InputError
-from teacherless.method import Batch, Method, Output, Progress
+from teacherless.method import Batch, Method, Output, Progress, Variants
 from teacherless.methods import _checks as checks
 from teacherless.methods._parts import Predictor, ramp
 from teacherless.models.staged import Insides
@@ -78,7 +78,7 @@ class ONE(Method):
         have no effect.
     """
 
-    variants: ClassVar[dict[str, dict[str, Any]]] = {"ramp": {"ramp_epochs": 80}}
+    variants: ClassVar[Variants] = {"ramp": {"ramp_epochs": 80}}
 
     def __init__(
         self,
@@ -110,7 +110,10 @@ class ONE(Method):
         nets: list[Insides] = [student, *others]
         self.trunks = nn.ModuleList(net.trunk(start) for net in (nets[:1] if share else nets))
         self.branches = nn.ModuleList(net.branch(start) for net in nets)
-        self.gate = _gate(student.channels[start - 1], branches) if gate and branches > 1 else None
+        self.gate: nn.Module | None = None  # the split's map -> [B, m], before the softmax
+        if gate and branches > 1:
+            linear = nn.Linear(student.channels[start - 1], branches, bias=False)
+            self.gate = nn.Sequential(Mean(), nn.Flatten(), linear, nn.BatchNorm1d(branches), nn.ReLU())
         self.needs_progress = distil and ramp_epochs > 0
         self.nets = tuple(nets)  # views of the trunks and branches as plain networks; a tuple, so not registered twice
 
@@ -163,9 +166,3 @@ class Mean(nn.Module):
         if x.dim() == 4:
             return F.adaptive_avg_pool2d(x, 1)
         return x.mean(1) if x.dim() == 3 else x
-
-
-def _gate(channels: int, branches: int) -> nn.Module:
-    """The split's map -> `[B, m]`, before the softmax."""
-    linear = nn.Linear(channels, branches, bias=False)
-    return nn.Sequential(Mean(), nn.Flatten(), linear, nn.BatchNorm1d(branches), nn.ReLU())

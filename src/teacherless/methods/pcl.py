@@ -53,8 +53,8 @@ from teacherless.batch import Input
 from teacherless.errors import InputError
 from teacherless.method import Batch, Method, Output, Progress, Wants
 from teacherless.methods import _checks as checks
-from teacherless.methods._parts import Predictor, ramp
-from teacherless.methods.mean_teacher import follow, still
+from teacherless.methods._parts import Predictor, ramp, still
+from teacherless.methods.mean_teacher import follow
 from teacherless.methods.one import ONE
 from teacherless.network import call
 

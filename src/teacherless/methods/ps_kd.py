@@ -35,13 +35,13 @@ Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from teacherless import losses
-from teacherless.method import Batch, Method, Output, Progress, Wants
+from teacherless.method import Batch, Method, Output, Progress, Variants, Wants
 from teacherless.methods import _checks as checks
 from teacherless.network import call, check_ready
 
@@ -61,7 +61,7 @@ class PSKD(Method):
 
     wants = Wants(index=True)
     needs_progress = True
-    variants: ClassVar[dict[str, dict[str, Any]]] = {"released": {"unseen": "zero"}}
+    variants: ClassVar[Variants] = {"released": {"unseen": "zero"}}
     needs = ("num_samples", "num_classes")
 
     def __init__(

@@ -55,8 +55,14 @@ class RDrop(Method):
     def __init__(self, student: nn.Module, *, alpha: float = 0.6, dropout: float = 0.1) -> None:
         super().__init__()
         checks.positive(alpha=alpha)
-        self.student, self.alpha = student, alpha
-        self.dropout = 0.0 if drawing_layer(student) else _possible(dropout, student)
+        draws = drawing_layer(student)
+        if not draws and not 0 < dropout < 1:
+            why = "the student draws nothing itself, and two equal predictions teach nothing"
+            raise InputError(f"dropout: found {dropout}; must be above 0 and below 1: {why}")
+        if not draws and not isinstance(student, Staged):
+            why = "draws nothing in training; give it dropout or drop path (timm/NAME,drop_path_rate=0.1)"
+            raise InputError(f"student: {type(student).__name__} {why}")
+        self.student, self.alpha, self.dropout = student, alpha, 0.0 if draws else dropout
 
     def forward(self, batch: Batch, progress: Progress = Progress()) -> Output:
         """`ce`: both draws learn from the labels. `kl`: each from the other."""
@@ -75,14 +81,3 @@ class RDrop(Method):
         else:
             logits = call(self.student, twice)
         return torch.stack(logits.chunk(2))
-
-
-def _possible(dropout: float, student: nn.Module) -> float:
-    """A rate that sets two predictions of `student` apart. Raises: InputError."""
-    if not 0 < dropout < 1:
-        why = "the student draws nothing itself, and two equal predictions teach nothing"
-        raise InputError(f"dropout: found {dropout}; must be above 0 and below 1: {why}")
-    if not isinstance(student, Staged):
-        why = "draws nothing in training; give it dropout or drop path (timm/NAME,drop_path_rate=0.1)"
-        raise InputError(f"student: {type(student).__name__} {why}")
-    return dropout

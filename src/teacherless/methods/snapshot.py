@@ -31,12 +31,10 @@ Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 
 from teacherless.errors import InputError
-from teacherless.methods._parts import MeanProbability
+from teacherless.methods._parts import MeanProbability, still
 from teacherless.methods.plain import Plain
 
 
@@ -55,7 +53,7 @@ class Snapshot(Plain):
         if cycles < 2:
             raise InputError(f"cycles: found {cycles}; must be at least 2 (one cycle is plain)")
         self.phases = tuple(f"cycle{i + 1}" for i in range(cycles))
-        self.snapshots = nn.ModuleList(copy.deepcopy(student).requires_grad_(False) for _ in self.phases[1:])
+        self.snapshots = nn.ModuleList(still(student) for _ in self.phases[1:])
 
     def begin(self, phase: str) -> None:
         """The network as the last cycle left it is copied; it goes on from there."""

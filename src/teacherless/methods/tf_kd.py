@@ -34,13 +34,13 @@ Results: In points of accuracy, of the studies in results/ (docs/learnt.md).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from teacherless import losses
 from teacherless.errors import InputError
-from teacherless.method import Batch, Method, Output, Progress
+from teacherless.method import Batch, Method, Output, Progress, Variants
 from teacherless.methods import _checks as checks
 from teacherless.methods._parts import Frozen
 from teacherless.network import call
@@ -64,7 +64,7 @@ class TFKD(Method):
     """
 
     teacher_use = "optional"
-    variants: ClassVar[dict[str, dict[str, Any]]] = {
+    variants: ClassVar[Variants] = {
         "released": dict(soften="probabilities", class_mean=True, multiplier=100.0),
         "released-self": dict(mode="self", alpha=0.95, temperature=6.0, class_mean=True, multiplier=50.0),
     }

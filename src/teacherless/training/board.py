@@ -9,22 +9,18 @@ from typing import Any
 from teacherless.errors import InputError, extra
 
 
-def board_of(out: Path | None) -> Board:
-    """In the run folder `out`. Raises: InputError without one, or without TensorBoard."""
-    if out is None:
-        raise InputError("--log: needs --out, the run folder that it writes to")
-    extra("tensorboard", "--log tensorboard")
-    return Board(out / "tensorboard")
-
-
 class Board:
-    """TensorBoard's event files in a folder; the step of a number is its epoch.
+    """TensorBoard's event files in the run folder `out`; the step of a number is its epoch.
 
     A run that goes on writes what was before anew, in one file: so no epoch is there twice, whatever stopped the run.
+    Raises: InputError without a run folder, or without TensorBoard.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, out: Path | None) -> None:
+        if out is None:
+            raise InputError("--log: needs --out, the run folder that it writes to")
+        extra("tensorboard", "--log tensorboard")
+        self.folder = out / "tensorboard"
 
     def open(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write these epochs, and nothing but these."""

@@ -20,7 +20,8 @@ class Average:
 
     def __init__(self, method: Method, decay: float) -> None:
         self.decay = decay
-        self.live = averaged_tensors(method)
+        parameters = {name: parameter.detach() for name, parameter in method.named_parameters()}
+        self.live = parameters | norm_buffers(method)  # the same memory, no gradients
         self.values = {name: tensor.clone() for name, tensor in self.live.items()}
 
     def update(self, steps: int) -> None:
@@ -46,11 +47,6 @@ class Average:
         """Go on from a checkpoint's `values`."""
         for name, value in values.items():
             self.values[name].copy_(value)
-
-
-def averaged_tensors(method: Method) -> dict[str, Tensor]:
-    """Every parameter and every running mean and variance, once each, detached: the same memory, no gradients."""
-    return {name: parameter.detach() for name, parameter in method.named_parameters()} | norm_buffers(method)
 
 
 def norm_buffers(method: Method) -> dict[str, Tensor]:

@@ -276,7 +276,9 @@ def _as_finished(training: Training, out: Path, summary: dict[str, Any], about: 
 
 def _finish(training: Training, about: About) -> Result:
     """Evaluate what is shipped; write students and summary. The summary comes last: it says that all is there."""
-    head = {"method": method_name(training.method), "data": about.data.get("name"), "seed": training.settings.seed}
+    kind = type(training.method)  # by its name on the command line, or a class of the user's own
+    method = next((name for name, each in METHODS.items() if each is kind), kind.__name__)
+    head = {"method": method, "data": about.data.get("name"), "seed": training.settings.seed}
     head |= {"epochs": training.all_epochs, "steps": training.step}
     summary, guesses = summarise(training, head, about.search, about.student.get("classes", ()))
     if out := training.out:
@@ -318,8 +320,3 @@ def _commit() -> str | None:
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
     return commit if Path(root) / "src" / "teacherless" == here else None
-
-
-def method_name(method: Method) -> str:
-    """As on the command line, or the class's name for a method of the user's own."""
-    return next((name for name, kind in METHODS.items() if type(method) is kind), type(method).__name__)

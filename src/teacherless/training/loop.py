@@ -24,7 +24,7 @@ from teacherless.files import schemas
 from teacherless.method import Batch, Method, Progress
 from teacherless.network import call, check_ready, evaluating
 from teacherless.training import checkpoint, doctor
-from teacherless.training.board import board_of
+from teacherless.training.board import Board
 from teacherless.training.distributed import Ranks
 from teacherless.training.ema import Average
 from teacherless.training.precision import NO_BF16
@@ -83,7 +83,7 @@ class Training:
         self.revival = Revival(self.students, settings.on_divergence == "revive")
         file = self.out and self.out / "metrics.jsonl"
         batches = self.per_epoch and (self.steps or self.epochs * self.per_epoch) * len(method.phases)
-        board = board_of(self.out) if settings.log and self.ranks.rank == 0 else None
+        board = Board(self.out) if settings.log and self.ranks.rank == 0 else None
         quiet |= self.ranks.rank > 0
         more: dict[str, Any] = {"quiet": quiet, "board": board, "totals": self.ranks.totals}
         self.recorder = Recorder(list(self.students), self.all_epochs, batches, file, **more)

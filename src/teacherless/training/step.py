@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Container, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -231,10 +232,7 @@ class Engine:
 
     def step(self, optimizer: torch.optim.Optimizer, batch: Batch, progress: Progress) -> Output:
         """One batch."""
-
-        def one(method: Method, optimizer: torch.optim.Optimizer) -> Output:
-            return train_step(method, optimizer, batch, progress, self.clip, amp=self.amp, through=self.through)
-
+        one = partial(train_step, batch=batch, progress=progress, clip=self.clip, amp=self.amp, through=self.through)
         if self.name == "loop":
             return one(self.method, optimizer)
         if self.name == "graph":
@@ -243,13 +241,11 @@ class Engine:
             return self._graph.step(batch, progress)
         if self._threads is None:
             self._threads = Threads(self.method, batch)
-            self._undo.callback(self._threads.close)
+            self._undo.enter_context(self._threads.pool)
         return self._threads.step(one, optimizer)
 
     def _recorded(self, optimizer: torch.optim.Optimizer) -> Graph:
-        def one(batch: Batch, progress: Progress) -> Output:
-            return train_step(self.method, optimizer, batch, progress, self.clip, amp=self.amp)
-
+        one = partial(train_step, self.method, optimizer, clip=self.clip, amp=self.amp)
         students = self.method.students()
         splits = self.method.shard(range(len(students)), lambda own: own) is not None
         independent = list(students.values()) if splits else []

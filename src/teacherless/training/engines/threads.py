@@ -14,7 +14,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import wait as all_done
 
 import torch
 from torch import Tensor
@@ -77,7 +76,7 @@ class ThreadExchange:
 
 
 class Threads:
-    """The workers of one method. A context: they end with it.
+    """The workers of one method; they end with `pool`.
 
     Args:
         method: one whose `shard` splits it by students.
@@ -100,10 +99,6 @@ class Threads:
         self.pool = ThreadPoolExecutor(len(self.assigned), "teacherless", torch.set_num_threads, (1,))
         self.checked = False
 
-    def close(self) -> None:
-        """Wait for the workers to end."""
-        self.pool.shutdown()
-
     def step(self, one: Step, optimizer: torch.optim.Optimizer) -> Output:
         """One step of all parts. If a worker fails, the others stop waiting for it, and its error is raised here."""
         before = None if self.checked else torch.get_rng_state()
@@ -112,9 +107,8 @@ class Threads:
             self.pool.submit(self._work, one, part, share(optimizer, students), grad)
             for part, students in zip(self.parts, self.assigned, strict=True)
         ]
-        all_done(jobs)
+        errors = [error for job in jobs if (error := job.exception())]  # waits for all
         self.shared.over()
-        errors = [error for job in jobs if (error := job.exception())]
         if errors:
             raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
         if before is not None and not torch.equal(before, torch.get_rng_state()):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from teacherless.data.meter import Meter
@@ -33,6 +32,7 @@ def download(url: str, path: Path, sha256: str | None = None, *, md5: str | None
     be written or is full. Nothing is left of the file then.
     """
     import pooch
+    from filelock import FileLock
     from requests import RequestException
 
     assert sha256 or md5, "a file without a checksum is not fetched"
@@ -43,50 +43,28 @@ def download(url: str, path: Path, sha256: str | None = None, *, md5: str | None
     where = pooch.create(
         path.parent, base_url="", registry={path.name: known}, urls={path.name: url}, retry_if_failed=ATTEMPTS - 1
     )
-    get = pooch.HTTPDownloader(progressbar=_Bar(url), chunk_size=CHUNK, timeout=TIMEOUT)
+    bar = _Bar(f"downloading {url.rpartition('/')[2]}", None, "MB", per=1e6)
+    get = pooch.HTTPDownloader(progressbar=bar, chunk_size=CHUNK, timeout=TIMEOUT)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path):
-            where.fetch(path.name, downloader=get)
+        with suppress(OSError, NotImplementedError):  # others wait, but where the file system has no locks
+            lock.acquire()
+        where.fetch(path.name, downloader=get)
     except RequestException as error:
         raise InputError(f"{url}: gave up after {ATTEMPTS} attempts: {error}") from error
     except OSError as error:
         raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     except ValueError as error:
         raise InputError(f"{url}: not the file it should be: {error}") from error
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process fetches, the others wait for it. Where the file system has no locks, nobody waits."""
-    from filelock import FileLock
-
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    with suppress(OSError, NotImplementedError):
-        lock.acquire()
-    try:
-        yield
     finally:
         lock.release()
 
 
-class _Bar:
-    """What pooch tells of a download, shown by our meter."""
+class _Bar(Meter):
+    """A meter with the names that pooch knows, which also says `total` once the server has."""
 
-    def __init__(self, url: str) -> None:
-        self.name, self.total = url.rpartition("/")[2], 0
-        self.meter: Meter | None = None
-
-    def update(self, count: int) -> None:
-        """`count` more bytes are here."""
-        if self.meter is None:
-            self.meter = Meter(f"downloading {self.name}", self.total, "MB", per=1e6)
-        self.meter.advance(count)
+    update, close = Meter.advance, Meter.__exit__
 
     def reset(self) -> None:
         """All bytes are here; pooch tells their number once more."""
-
-    def close(self) -> None:
-        """The download has ended."""
-        if self.meter:
-            self.meter.__exit__()

@@ -9,7 +9,7 @@ import os
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from teacherless.data import images
-from teacherless.data.contents import Options
+from teacherless.data.contents import Contents, Options
 from teacherless.data.meter import Meter
 from teacherless.data.splits import Files, Resident, stratified
 from teacherless.errors import InputError
@@ -33,21 +33,8 @@ SHAPE = "one sub-folder of images per class, or train/, val/ and test/ of that s
 log = logging.getLogger("teacherless.data")
 
 
-@dataclass(frozen=True)
-class Folder:
-    """What a folder holds."""
-
-    classes: list[str]
-    train: Resident | Files
-    val: Resident | Files | None
-    test: Resident | Files | None
-    keys: Tensor  # int64 [N_train], from the file names: what splits are drawn by
-    fit: str
-    unreadable: tuple[str, ...]  # "file: why"
-
-
-def read_folder(root: Path, size: int, channels: int, options: Options) -> Folder:
-    """Read a folder of images; each is resized to `size x size`.
+def read_folder(root: Path, options: Options, size: int = IMG_SIZE) -> Contents:
+    """Read a folder of images; each is resized to `size x size`, where `options` do not say another.
 
     If all decoded images fit in 1 GiB they are decoded now, once. Otherwise (or with `stream` or `crop`) only their
     headers are looked at now, and workers decode them in every epoch. Files that turn out not to be images are left out
@@ -58,10 +45,8 @@ def read_folder(root: Path, size: int, channels: int, options: Options) -> Folde
     Raises: InputError for a folder of another shape, with fewer than two classes, with an empty class, or with splits
     whose classes differ.
     """
-    try:
-        parts = {split: _list(root, where) for split, where in _layout(root).items()}
-    except OSError as error:
-        raise InputError(f"{root}: cannot read {error.filename}: {error.strerror}") from error
+    size, channels = options.img_size or size, 1 if options.gray else 3
+    parts = {split: _list(root, where) for split, where in _layout(root).items()}
     classes = _classes(root, parts)
     bytes_needed = sum(map(len, parts.values())) * size * size * channels
     read = _headers if options.stream or options.crop or bytes_needed > IN_MEMORY else _decode
@@ -81,7 +66,8 @@ def read_folder(root: Path, size: int, channels: int, options: Options) -> Folde
     if parts["train"].where == root:
         rest, held = stratified(train.labels, TEST_FRACTION, keys=keys, spare=True)
         train, test, keys = train.take(rest), train.take(held) if len(held) else None, keys[rest]
-    return Folder(classes, train, splits.get("val"), test, keys, fit, tuple(bad))
+    what = (root.resolve().name, classes, size, channels)
+    return Contents(*what, train, splits.get("val"), test, keys, fit=fit, unreadable=tuple(bad))
 
 
 def survey(name: str, data_dir: Path | None = None) -> list[tuple[int, int]]:
@@ -221,21 +207,20 @@ def _decode(files: Files, what: str) -> tuple[Resident, Bad]:
     def put(row: int) -> None:
         out[row] = files.decode(row)
 
-    bad = _try_all(put, len(files), f"reading {what}")
+    left, bad = _try_all(put, len(files), f"reading {what}")
     split = Resident(pixels, files.labels)
-    if bad:
-        split = split.take(_without(len(files), bad))
-    return split, bad
+    return split.take(left) if bad else split, bad
 
 
 def _headers(files: Files, what: str) -> tuple[Files, Bad]:
     """Look at all headers."""
-    bad = _try_all(lambda row: images.size_of(files.root / files.name(row)), len(files), f"looking through {what}")
-    return files.take(_without(len(files), bad)), bad
+    look = f"looking through {what}"
+    left, bad = _try_all(lambda row: images.size_of(files.root / files.name(row)), len(files), look)
+    return files.take(left), bad
 
 
-def _try_all(do: Callable[[int], object], count: int, what: str) -> Bad:
-    """`do(row)` for all rows, on all cores (decoding does not hold Python's lock)."""
+def _try_all(do: Callable[[int], object], count: int, what: str) -> tuple[Tensor, Bad]:
+    """`do(row)` for all rows, on all cores (decoding does not hold Python's lock): the good rows, and the bad."""
 
     def attempt(row: int) -> str | None:
         try:
@@ -250,13 +235,7 @@ def _try_all(do: Callable[[int], object], count: int, what: str) -> Bad:
             meter.advance()
             if why is not None:
                 bad.append((row, why))
-    return bad
-
-
-def _without(count: int, bad: Bad) -> Tensor:
-    keep = torch.ones(count, dtype=torch.bool)
-    keep[[row for row, _ in bad]] = False
-    return keep.nonzero().flatten()
+    return torch.from_numpy(np.delete(np.arange(count), [row for row, _ in bad])), bad
 
 
 def _report(root: Path, bad: list[str], others: int) -> None:

@@ -6,8 +6,8 @@ import math
 import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,12 @@ class Unreadable(ValueError):
     """A file that is not an image, or only the beginning of one; the text says why."""
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
+def quietly() -> warnings.catch_warnings[None]:
     """No warnings of the decoder's (large images, odd EXIF): what cannot be read is said by name, the rest is fine.
 
     To be entered once around many reads, by one thread: Python's warning filters belong to the process.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    return warnings.catch_warnings(action="ignore")
 
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels

@@ -8,6 +8,7 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -78,12 +79,12 @@ class Loader:
         self.unreadable: list[str] = []  # "file: why", of those met so far
         self.device, self.workers = torch.device(device), workers
         self.mean, self.std = (torch.tensor(tuple(each), device=device) for each in (mean, std))
-        self.reader: _OnDevice | _FromFiles
+        self.read: Callable[[Iterable[Needed]], Read]
         if isinstance(split, Resident):
-            self.reader = _OnDevice(split, augment, self.device)
+            self.read = partial(_look_up, padded(split.images.to(device), augment or Augment()))
             self.labels = split.labels.to(device)
         elif isinstance(split, Files):
-            self.reader = _FromFiles(split, augment, self.device, workers, self._note)
+            self.read = _FromFiles(split, augment, self.device, workers, self._note).read
             self.labels = split.labels  # rows name files: they stay where the files are opened
         else:
             raise InputError(f"data: found a split of type {type(split).__name__}; must be Resident or Files")
@@ -96,7 +97,12 @@ class Loader:
         if augment is not None and augment.crop and not isinstance(split, Files):
             raise InputError("--aug: found rrc; these images are in memory, only files can be cropped at full size")
         self.classmates = _Classmates(self.labels) if wants.classmate else None
-        self.mixer = self._mixer(classes) if augment is not None and augment.mixes else None
+        self.mixer: Mixer | None = None
+        if augment is not None and augment.mixes:
+            if wants.classmate or wants.index:
+                what = "classmates" if wants.classmate else "the same image in every epoch"
+                raise InputError(f"--aug: found mixup or cutmix; the method wants {what}, which a mixed image is not")
+            self.mixer = Mixer(augment, classes or int(self.labels.max()) + 1, seed, self.device)
 
     def __len__(self) -> int:
         if self.augment is not None:
@@ -118,20 +124,13 @@ class Loader:
             if not self.quiet:
                 log.warning("%s; %s", failure, fate)
 
-    def _mixer(self, classes: int | None) -> Mixer:
-        assert self.augment is not None
-        if self.wants.classmate or self.wants.index:
-            what = "classmates" if self.wants.classmate else "the same image in every epoch"
-            raise InputError(f"--aug: found mixup or cutmix; the method wants {what}, which a mixed image is not")
-        return Mixer(self.augment, classes or int(self.labels.max()) + 1, self.seed, self.device)
-
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from number `start` on."""
         order, keys = self._order(epoch)
         ours = slice(self.rank, len(self) * self.ranks, self.ranks)
         batches, draws = (torch.split(each, self.batch_size)[ours][start:] for each in (order, keys))
         needed = (self._needed(*pair, epoch) for pair in zip(batches, draws, strict=True))
-        for keys, (rows, pixels, takes) in zip(draws, self.reader.read(needed), strict=True):
+        for keys, (rows, pixels, takes) in zip(draws, self.read(needed), strict=True):
             if len(rows):
                 keys = keys.to(self.device)
                 inputs = tuple(self._inputs(keys, pixels, takes, epoch))
@@ -158,18 +157,14 @@ class Loader:
 
     def _needed(self, rows: Tensor, keys: Tensor, epoch: int) -> Needed:
         """Which images a batch needs: a sample's own in all views, then its classmate's."""
-        mates = self._mates(rows, keys, epoch)
-        draws = None
+        mates = draws = None
+        if self.classmates is not None:
+            mates = self.classmates.of(rows, counter_hash(self.seed, epoch, keys, 0, CLASSMATE_DRAW))
         if self.augment is not None and self.augment.crop:
             views = self.wants.views + int(self.wants.classmate)
             numbers = torch.arange(views)[:, None, None], CROP_DRAW + torch.arange(4)
             draws = uniform(self.seed, epoch, keys[:, None], *numbers)  # [views, B, 4]
         return Needed(rows, self.wants.views, mates, draws)
-
-    def _mates(self, rows: Tensor, keys: Tensor, epoch: int) -> Tensor | None:
-        if self.classmates is None:
-            return None
-        return self.classmates.of(rows, counter_hash(self.seed, epoch, keys, 0, CLASSMATE_DRAW))
 
     def _inputs(self, rows: Tensor, pixels: Tensor, takes: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
         """Each of `pixels[take]`, distorted; `rows` are the keys of all draws."""
@@ -221,24 +216,14 @@ class Needed(NamedTuple):
         """How many images are read of each sample: a view is a crop of its own, or the same image again."""
         return 1 if self.draws is None else self.views
 
-    @property
-    def images(self) -> int:
-        """How many images are read in all."""
-        return len(self.rows) * (self.own if self.mates is None else self.own + 1)
-
 
 Read = Iterator[tuple[Tensor, Tensor, list[Tensor]]]  # rows, pixels, and where in pixels each view of a batch is
 
 
-class _OnDevice:
+def _look_up(pixels: Tensor, needed: Iterable[Needed]) -> Read:
     """Pixels are there already: rows are where to look."""
-
-    def __init__(self, split: Resident, augment: Augment | None, device: torch.device) -> None:
-        self.images = padded(split.images.to(device), augment or Augment())
-
-    def read(self, needed: Iterable[Needed]) -> Read:
-        for rows, views, mates, _ in needed:
-            yield rows, self.images, [rows] * views + ([] if mates is None else [mates])
+    for rows, views, mates, _ in needed:
+        yield rows, pixels, [rows] * views + ([] if mates is None else [mates])
 
 
 class _FromFiles:
@@ -247,29 +232,28 @@ class _FromFiles:
     def __init__(
         self, split: Files, augment: Augment | None, device: torch.device, workers: int, note: Callable[[str], None]
     ) -> None:
-        self.split, self.augment, self.device, self.workers = split, augment, device, workers
-        self.decoder = _Decoder(split, replace=augment is not None)
-        self.note = note
+        self.augment, self.device, self.workers, self.note = augment, device, workers, note
+        self.decode = partial(_decode, split, augment is not None)  # what workers get a copy of
 
     def read(self, needed: Iterable[Needed]) -> Read:
-        waiting: deque[Needed] = deque()  # the batches on their way
+        waiting: deque[tuple[Needed, int]] = deque()  # the batches on their way, and how many images each reads
 
         def jobs() -> Iterator[_Job]:
             for need in needed:
-                waiting.append(need)
                 mates = [] if need.mates is None else [need.mates]
                 rows = torch.cat([*[need.rows] * need.own, *mates])
+                waiting.append((need, len(rows)))
                 draws = None if need.draws is None else need.draws.flatten(0, 1).numpy()
                 yield rows.numpy(), draws
 
         for stack, kept, notes in self._decoded(jobs()):
-            need = waiting.popleft()
+            need, count = waiting.popleft()
             for note in notes:
                 self.note(note)
             rows = need.rows
             if self.augment is None and need.mates is None:
                 rows = rows[kept]
-            elif len(kept) < need.images:
+            elif len(kept) < count:
                 raise InputError(f"data: {notes[-1]}: no image of its class can be read")
             pixels = padded(torch.from_numpy(stack).to(self.device), self.augment or Augment())
             takes = list(torch.split(torch.arange(len(stack), device=self.device), max(1, len(rows))))
@@ -279,9 +263,9 @@ class _FromFiles:
     def _decoded(self, jobs: Iterator[_Job]) -> Iterator[_Decoded]:
         if self.workers == 0:
             with images.quietly():
-                yield from map(self.decoder.__getitem__, jobs)
+                yield from map(self.decode, jobs)
             return
-        team = [_Worker(self.decoder) for _ in range(self.workers)]
+        team = [_Worker(self.decode) for _ in range(self.workers)]
         flying: deque[tuple[_Worker, _Job]] = deque()
         try:
             for worker, job in zip(team, jobs, strict=False):
@@ -301,38 +285,30 @@ _Job = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]  # rows [M], and
 _Decoded = tuple[np.ndarray[Any, Any], list[int], list[str]]  # pixels [M, H, W, C], their places in the job, failures
 
 
-class _Decoder:
-    """Decodes a batch of files. What workers get a copy of."""
-
-    def __init__(self, split: Files, replace: bool) -> None:
-        self.split, self.replace = split, replace
-
-    def __getitem__(self, job: _Job) -> _Decoded:
-        rows, draws = job
-        notes: list[str] = []
-        crops = [None] * len(rows) if draws is None else draws.tolist()
-        decoded = {place: self._decode(int(row), crops[place], notes) for place, row in enumerate(rows)}
-        stack = {place: image for place, image in decoded.items() if image is not None}
-        empty = np.zeros((0, *self.split.size, self.split.channels), np.uint8)
-        pixels = np.stack(list(stack.values())) if stack else empty
-        return pixels, list(stack), notes
-
-    def _decode(self, row: int, crop: Sequence[float] | None, notes: list[str]) -> images.Pixels | None:
+def _decode(split: Files, replace: bool, job: _Job) -> _Decoded:
+    """A batch of files."""
+    rows, draws = job
+    notes: list[str] = []
+    stack: dict[int, images.Pixels] = {}
+    crops = [None] * len(rows) if draws is None else draws.tolist()
+    for place, (row, crop) in enumerate(zip(rows.tolist(), crops, strict=True)):
         try:
-            return self.split.decode(row, crop)
+            stack[place] = split.decode(row, crop)
         except images.Unreadable as error:
-            notes.append(f"{self.split.root.name}: cannot read {self.split.name(row)}: {error}")
-            return self._stand_in(row, crop) if self.replace else None
+            notes.append(f"{split.root.name}: cannot read {split.name(row)}: {error}")
+            if replace and (image := _stand_in(split, row, crop)) is not None:
+                stack[place] = image
+    empty = np.zeros((0, *split.size, split.channels), np.uint8)
+    return np.stack(list(stack.values())) if stack else empty, list(stack), notes
 
-    def _stand_in(self, row: int, crop: Sequence[float] | None) -> images.Pixels | None:
-        """The next image of the class, around the end, that can be read."""
-        peers = (self.split.labels == self.split.labels[row]).nonzero().flatten()
-        for other in peers.roll(-int((peers <= row).sum()))[:-1].tolist():
-            try:
-                return self.split.decode(other, crop)
-            except images.Unreadable:
-                continue  # it will be named in its own turn
-        return None
+
+def _stand_in(split: Files, row: int, crop: Sequence[float] | None) -> images.Pixels | None:
+    """The next image of the class, around the end, that can be read."""
+    peers = (split.labels == split.labels[row]).nonzero().flatten()
+    for other in peers.roll(-int((peers <= row).sum()))[:-1].tolist():
+        with contextlib.suppress(images.Unreadable):  # it will be named in its own turn
+            return split.decode(other, crop)
+    return None
 
 
 class _Worker:
@@ -342,10 +318,10 @@ class _Worker:
     its own: of one that is killed while it writes, the others know nothing.
     """
 
-    def __init__(self, decoder: _Decoder) -> None:
-        self.decoder, self.alive = decoder, True
+    def __init__(self, decode: Callable[[_Job], _Decoded]) -> None:
+        self.decode, self.alive = decode, True
         self.pipe, theirs = multiprocessing.Pipe()
-        self.process = multiprocessing.Process(target=_work, args=(decoder, theirs, self.pipe), daemon=True)
+        self.process = multiprocessing.Process(target=_work, args=(decode, theirs, self.pipe), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -365,7 +341,7 @@ class _Worker:
                 log.warning("--workers: %s; what it had to do is done in this one", died)
             self.alive = False
             with images.quietly():
-                return self.decoder[job]
+                return self.decode(job)
         return decoded
 
     def end(self) -> None:
@@ -375,7 +351,7 @@ class _Worker:
         self.pipe.close()
 
 
-def _work(decoder: _Decoder, pipe: Connection, theirs: Connection) -> None:
+def _work(decode: Callable[[_Job], _Decoded], pipe: Connection, theirs: Connection) -> None:
     """What a worker does until nobody is there any more."""
     theirs.close()  # or this process would keep its own parent's end open
     for name, action in (("SIGINT", signal.SIG_IGN), ("SIGHUP", signal.SIG_IGN), ("SIGTERM", signal.SIG_DFL)):
@@ -384,4 +360,4 @@ def _work(decoder: _Decoder, pipe: Connection, theirs: Connection) -> None:
     torch.set_num_threads(1)
     with images.quietly(), contextlib.suppress(EOFError, OSError):
         while True:
-            pipe.send(decoder[pipe.recv()])
+            pipe.send(decode(pipe.recv()))

@@ -24,7 +24,7 @@ from teacherless.data.contents import (
     without_images,
 )
 from teacherless.data.fetch import cache_dir, download
-from teacherless.data.folder import IMG_SIZE, read_folder
+from teacherless.data.folder import read_folder
 from teacherless.data.sets.cifar import cifar10, cifar100
 from teacherless.data.sets.hub import PREFIXES
 from teacherless.data.sets.idx import read_idx
@@ -176,18 +176,9 @@ def _read(name: str, options: Options) -> Contents:
             return read(name.removeprefix(prefix), options)
     path = (options.data_dir or Path()) / Path(name).expanduser()
     if os.path.exists(path) or any(separator in name for separator in {os.sep, "/"}) or name.startswith((".", "~")):
-        return folder(path, options)
+        return read_folder(path, options)
     prefixes = ", ".join(f"{prefix}NAME" for prefix in PREFIXES)
     raise InputError(f"{unknown('data', name, SOURCES)}; or give the path of a folder of images, or {prefixes}")
-
-
-def folder(path: Path, options: Options) -> Contents:
-    """A folder with one sub-folder of images per class, or train/, val/ and test/ of that shape."""
-    size, channels = options.img_size or IMG_SIZE, 1 if options.gray else 3
-    read = read_folder(path, size, channels, options)
-    what = (path.resolve().name, read.classes, size, channels)
-    contents = Contents(*what, read.train, read.val, read.test, read.keys)
-    return contents._replace(fit=read.fit, unreadable=read.unreadable)
 
 
 def digits(options: Options) -> Contents:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,25 +18,6 @@ from teacherless.data import images
 from teacherless.data.augment.distort import counter_hash
 
 SPLIT_SEED = 0  # splits are the data's, not the run's: every seed and every method sees the same
-
-
-class Split(Protocol):
-    """What every split has."""
-
-    @property
-    def labels(self) -> Tensor:
-        """Class ids, int64 `[N]`."""
-
-    def __len__(self) -> int: ...
-
-    def take(self, rows: Tensor) -> Split:
-        """Some of the samples."""
-
-    def sample(self, rows: Tensor) -> Tensor:
-        """Some of the images, in memory. `[B] -> uint8 [B, H, W, C]`; for files that can be read, so maybe fewer."""
-
-    def contents(self) -> Iterator[Any]:
-        """What tells this split from another, as buffers to hash."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +39,7 @@ class Resident:
         return self.images[rows]
 
     def contents(self) -> Iterator[Any]:
-        """Pixels and labels."""
+        """What tells this split from another, as buffers to hash: pixels and labels."""
         yield from (self.images.contiguous().numpy(), self.labels.numpy())
 
 
@@ -111,6 +92,9 @@ class Files:
         yield from (self.names.tobytes(), self.sizes, self.labels.numpy())
 
 
+Split = Resident | Files
+
+
 def stratified(
     labels: Tensor, fraction: float, *, count: int | None = None, keys: Tensor | None = None, spare: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -155,12 +139,10 @@ def moments(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     rows = torch.arange(len(split))
     if isinstance(split, Files):
         rows = counter_hash(SPLIT_SEED, rows).argsort(stable=True)[:512]
-    counts: Sequence[Tensor] = []
-    shape = (*split.size, split.channels) if isinstance(split, Files) else split.sample(rows[:1]).shape[1:]
+    shape = (*split.size, split.channels) if isinstance(split, Files) else split.images.shape[1:]
+    counts = torch.zeros(shape[-1], 256, dtype=torch.int64)
     for part in torch.split(rows, max(1, 2**26 // math.prod(shape))):
-        pixels = split.sample(part)
-        each = [pixels[..., c].flatten().bincount(minlength=256) for c in range(pixels.shape[-1])]
-        counts = [old + new for old, new in zip(counts or [torch.zeros_like(e) for e in each], each, strict=True)]
+        counts += torch.stack([channel.bincount(minlength=256) for channel in split.sample(part).flatten(0, 2).T])
     level = torch.arange(256, dtype=torch.float64) / 255
     mean = [float((level * n).sum() / n.sum()) for n in counts]
     std = [float(((level - m).square() * n).sum().div(n.sum()).sqrt()) for m, n in zip(mean, counts, strict=True)]

@@ -20,6 +20,10 @@ from teacherless.errors import extra
 
 LEVELS = 30  # of magnitude
 DRAW = 20  # the first draw of policies; each layer takes three
+RANGES: dict[str, dict[str, Any]] = {  # `pixels` of translation: None is 0.45 of the side; `bits` are how many fewer
+    "randaug": {"shear": 0.3, "degrees": 30, "pixels": None, "enhance": 0.9, "bits": 4},
+    "trivialaug": {"shear": 0.99, "degrees": 135, "pixels": 32, "enhance": 0.99, "bits": 6},
+}
 
 
 def distorted(images: Tensor, rows: Tensor, augment: Augment, *, seed: int, epoch: int, view: int) -> Tensor:
@@ -33,7 +37,7 @@ def distorted(images: Tensor, rows: Tensor, augment: Augment, *, seed: int, epoc
 
     Raises: InputError if kornia is missing.
     """
-    operations = wide() if augment.policy == "trivialaug" else standard()
+    operations = _operations(**RANGES[augment.policy])
     layers = 1 if augment.policy == "trivialaug" else augment.layers
     x = images.permute(0, 3, 1, 2).float() / 255
     for layer in range(layers):
@@ -55,24 +59,12 @@ def distorted(images: Tensor, rows: Tensor, augment: Augment, *, seed: int, epoc
 Operation = Callable[[Tensor, Tensor], Tensor]  # images [B, C, H, W] in [0, 1], signed shares of the range [B]
 
 
-def standard() -> list[Operation]:
-    """RandAugment's ranges: shear 0.3, rotate 30°, translate 0.45 of the side, enhance by 0.9, 4 bits fewer."""
-    return _operations(shear=0.3, degrees=30, pixels=None, enhance=0.9, bits=4)
-
-
-def wide() -> list[Operation]:
-    """TrivialAugment's: shear 0.99, rotate 135°, translate 32 pixels, enhance by 0.99, 6 bits fewer."""
-    return _operations(shear=0.99, degrees=135, pixels=32, enhance=0.99, bits=6)
-
-
 def _operations(*, shear: float, degrees: float, pixels: float | None, enhance: float, bits: int) -> list[Operation]:
     """The fourteen operations, of which the first leaves an image as it is."""
     look = extra("kornia", "--aug randaug, trivialaug", name="aug")
 
-    def translate(x: Tensor, share: Tensor, axis: int) -> Tensor:
-        side = x.shape[3]
-        reach = 0.45 * side if pixels is None else pixels
-        return _warp(look, x, {("x", "y")[axis]: reach * share})
+    def moved(x: Tensor, share: Tensor) -> Tensor:
+        return share * (0.45 * x.shape[3] if pixels is None else pixels)
 
     return [
         lambda x, share: x,
@@ -87,8 +79,8 @@ def _operations(*, shear: float, degrees: float, pixels: float | None, enhance: 
         lambda x, share: look.enhance.sharpness(x.contiguous(), 1 + enhance * share),
         lambda x, share: _warp(look, x, {"shear_x": shear * share}),
         lambda x, share: _warp(look, x, {"shear_y": shear * share}),
-        lambda x, share: translate(x, share, 0),
-        lambda x, share: translate(x, share, 1),
+        lambda x, share: _warp(look, x, {"x": moved(x, share)}),
+        lambda x, share: _warp(look, x, {"y": moved(x, share)}),
     ]
 
 

@@ -130,10 +130,8 @@ def _unpack(release: Release, archive: Path, folder: Path) -> None:
 def _records(release: Release, path: Path) -> Resident:
     """One file of records. Raises: InputError for a missing, empty or cut file, and for labels out of range."""
     record = release.labels + PIXELS
-    try:
+    with disk.saying(str(path)):
         raw = np.fromfile(a_file(path, MOST * record), np.uint8)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
     if len(raw) == 0 or len(raw) % record:
         why = f"truncated, or not of {release.name}'s binary release"
         raise InputError(f"{path}: found {len(raw):,} bytes; must be a multiple of {record}: {why}")

@@ -33,11 +33,8 @@ def imagenet(options: Options) -> Contents:
         lacks = "val/" if (root / "train").is_dir() else "train/"
         images = "the ILSVRC 2012 training and validation images from image-net.org (an account is needed)"
         raise absent("imagenet", lacks, root, f"{images}, one folder per class in train/ and in val/", "155 GB")
-    size, channels = options.img_size or 224, 1 if options.gray else 3
-    fit = options.fit or "crop-0.875"
-    folder = read_folder(root, size, channels, options._replace(stream=True, fit=fit))
-    contents = Contents("imagenet", folder.classes, size, channels, folder.train, None, folder.val, folder.keys)
-    return contents._replace(fit=fit, unreadable=folder.unreadable)
+    folder = read_folder(root, options._replace(stream=True, fit=options.fit or "crop-0.875"), 224)
+    return folder._replace(name="imagenet", val=None, test=folder.val)
 
 
 def tiny_imagenet(options: Options) -> Contents:
@@ -78,10 +75,7 @@ def tiny_imagenet(options: Options) -> Contents:
 
 
 def _images(root: Path, below: str) -> list[str]:
-    try:
-        return sorted(f"{below}/{entry.name}" for entry in os.scandir(root / below) if entry.name.endswith(".JPEG"))
-    except OSError as error:
-        raise InputError(f"{root / below}: {error.strerror}") from error
+    return sorted(f"{below}/{entry.name}" for entry in os.scandir(root / below) if entry.name.endswith(".JPEG"))
 
 
 def _files(root: Path, photos: list[tuple[str, str]], classes: list[str], size: int) -> Files:

@@ -36,16 +36,16 @@ def market1501(options: Options) -> Contents:
     root = _root(options.data_dir or cache_dir() / "market1501")
     size, channels = options.img_size or SIZE, 1 if options.gray else 3
     parts = {part: _list(root, folder, size, channels) for part, folder in PARTS.items() if (root / folder).is_dir()}
-    files, ids, _ = parts["train"]
-    if ids.min() < 1:
+    files, _ = parts["train"]
+    if files.labels.min() < 1:
         legal = "junk and distractors are of bounding_box_test"
-        raise InputError(f"{root}: found person {int(ids.min())} in bounding_box_train; {legal}")
-    persons, labels = ids.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-    overlap = set(parts["query"][1].tolist()) & set(persons.tolist())
+        raise InputError(f"{root}: found person {int(files.labels.min())} in bounding_box_train; {legal}")
+    persons, labels = files.labels.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    overlap = set(parts["query"][0].labels.tolist()) & set(persons.tolist())
     if overlap:
         raise InputError(f"{root}: found person {min(overlap)} in bounding_box_train and in query; must be others")
     train = decoded(Files(root, files.names, labels, files.sizes, files.size, channels), options.stream)
-    persons_of = {part: Persons(split, cameras) for part, (split, _, cameras) in parts.items() if part != "train"}
+    persons_of = {part: Persons(*each) for part, each in parts.items() if part != "train"}
     reid = Gallery(persons_of["query"], persons_of["gallery"], persons_of.get("multi"))
     classes = [f"{person:04}" for person in persons.tolist()]
     return Contents("market1501", classes, size, channels, train, None, None, reid=reid)
@@ -63,9 +63,9 @@ def _root(where: Path) -> Path:
     raise absent("market1501", f"{PARTS['train']}/", where, GET, "146 MB")
 
 
-def _list(root: Path, folder: str, size: int, channels: int) -> tuple[Files, Tensor, Tensor]:
-    """The images of a part, their persons and their cameras. Raises: InputError for a name that says neither."""
-    names, persons, cameras, sizes = [], [], [], []
+def _list(root: Path, folder: str, size: int, channels: int) -> tuple[Files, Tensor]:
+    """The images of a part, labelled by person, and their cameras. Raises: InputError for a name that says neither."""
+    rows = []
     for entry in sorted(os.scandir(root / folder), key=lambda entry: entry.name):
         if entry.name.startswith(".") or entry.name in ("Thumbs.db", "readme.txt"):
             continue
@@ -73,11 +73,8 @@ def _list(root: Path, folder: str, size: int, channels: int) -> tuple[Files, Ten
         if not match:
             legal = "0002_c1s1_000451_03.jpg: person, camera, sequence, frame, box"
             raise InputError(f"{root / folder}: found {entry.name!r}; must be named as {legal}")
-        names.append(os.fsencode(f"{folder}/{entry.name}"))
-        persons.append(int(match[1]))
-        cameras.append(int(match[2]))
-        sizes.append(entry.stat().st_size)
-    if not names:
+        rows.append((os.fsencode(f"{folder}/{entry.name}"), int(match[1]), int(match[2]), entry.stat().st_size))
+    if not rows:
         raise InputError(f"{root}: found no images in {folder}/")
-    ids = torch.tensor(persons)
-    return Files(root, np.array(names), ids, np.array(sizes), (size, size), channels), ids, torch.tensor(cameras)
+    names, persons, cameras, sizes = map(np.array, zip(*rows, strict=True))
+    return Files(root, names, torch.tensor(persons), sizes, (size, size), channels), torch.tensor(cameras)

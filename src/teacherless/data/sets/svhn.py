@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -83,8 +82,8 @@ def _mat(path: Path) -> Resident:
         raise
     except Exception as error:  # a damaged file can raise anything: ValueError, zlib.error, TypeError, …
         raise InputError(f"{path}: is not a readable MATLAB file: truncated or foreign ({error})") from error
-    x, y = arrays.get("X"), arrays.get("y")
-    if not _is_images(x) or not isinstance(y, np.ndarray) or y.shape != (x.shape[3], 1):
+    x, y = (np.asarray(arrays.get(key)) for key in ("X", "y"))
+    if x.dtype != np.uint8 or x.size == 0 or x.shape != (32, 32, 3, y.size) or y.shape != (y.size, 1):
         shapes = {key: list(arrays[key].shape) for key in ("X", "y") if key in arrays}
         raise InputError(f"{path}: found {shapes or 'neither X nor y'}; must be X, bytes [32, 32, 3, N], and y [N, 1]")
     legal = np.isin(y[:, 0], np.arange(1, 11)) if y.dtype.kind in "iuf" else np.zeros(len(y), bool)
@@ -109,8 +108,3 @@ def _unpacked(path: Path) -> int:
                     block = unpacker.unconsumed_tail
             file.seek(end)
     return total
-
-
-def _is_images(x: Any) -> bool:
-    is_bytes = isinstance(x, np.ndarray) and x.dtype == np.uint8
-    return is_bytes and x.ndim == 4 and x.shape[:3] == (32, 32, 3) and x.size > 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -11,25 +9,15 @@ from teacherless.data.contents import Contents, Gallery, Options, Persons
 from teacherless.data.splits import Resident
 
 PERSONS = 16  # that are asked for
-
-
-class Shape(NamedTuple):
-    """What a network sees of a data set."""
-
-    classes: int
-    size: int
-    channels: int = 3
-
-
-SHAPES = {
-    "fashion-mnist": Shape(10, 28, 1),
-    "cifar10": Shape(10, 32),
-    "cifar100": Shape(100, 32),
-    "svhn": Shape(10, 32),
-    "svhn-extra": Shape(10, 32),
-    "tiny-imagenet": Shape(200, 64),
-    "imagenet": Shape(1000, 224),
-    "market1501": Shape(751, 128),
+SHAPES = {  # what a network sees of a data set: classes, size, channels
+    "fashion-mnist": (10, 28, 1),
+    "cifar10": (10, 32, 3),
+    "cifar100": (100, 32, 3),
+    "svhn": (10, 32, 3),
+    "svhn-extra": (10, 32, 3),
+    "tiny-imagenet": (200, 64, 3),
+    "imagenet": (1000, 224, 3),
+    "market1501": (751, 128, 3),
 }
 
 

@@ -112,11 +112,6 @@ def sha256(path: Path) -> str | None:
         return None
 
 
-def content(path: Path) -> bytes:
-    """All bytes of a file. Raises: InputError for a pipe, a device, a folder; OSError if it cannot be read."""
-    return a_file(path).read_bytes()
-
-
 def damaged(folder: Path, names: Iterable[str], sums: Mapping[str, str]) -> list[str]:
     """Those of a folder's files that are missing, or do not have the checksum that is known of them."""
     digests = {name: sha256(folder / name) for name in names}

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from typing_extensions import TypedDict
 
 from teacherless.errors import InputError, short
+from teacherless.files import disk
 from teacherless.files.bounds import a_file
 
 T = TypeVar("T")
@@ -29,13 +30,12 @@ OPEN = ConfigDict(extra="allow")
 
 def read(path: Path, schema: TypeAdapter[T]) -> T | None:
     """A file of JSON, or None where there is none. Raises: InputError if it is not JSON, or not what it should be."""
-    try:
-        path.stat()
-        content = a_file(path, LARGEST_FILE).read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    with disk.saying(f"{path}: cannot be read"):
+        try:
+            path.stat()
+            content = a_file(path, LARGEST_FILE).read_bytes()
+        except FileNotFoundError:
+            return None
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -351,13 +351,10 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     Raises: InputError if there is none, or it is not as it should be.
     """
     path = folder / "metrics.jsonl"
-    try:
+    with disk.saying(f"{path}: cannot be read"):
         *whole, _ = a_file(path, LARGEST_FILE).read_bytes().split(b"\n")
+    try:
         each = [json.loads(line) for line in whole]
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON in every line ({error})") from None
     checked = [check(line, LINE, f"{path}, line {number}") for number, line in enumerate(each, 1)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -81,10 +81,7 @@ def _of_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
 
 def init_hash(run: Run) -> str | None:
     """Of the weights of `--init`, for run.json."""
-    if run.init is None:
-        return None
-    start = shipped(run.init, trust_imports=run.trust_imports)
-    return state_hash(start.net)
+    return state_hash(shipped(run.init, trust_imports=run.trust_imports).net) if run.init else None
 
 
 def build_method(run: Run, source: Source) -> tuple[Method, dict[str, dict[str, float]]]:
@@ -203,10 +200,6 @@ def settable(kind: type[Method]) -> dict[str, Any]:
     hints = get_type_hints(kind.__init__, include_extras=True)
     return {
         name: hints[name]
-        for name, parameter in inspect.signature(kind.__init__).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in kind.needs and not _is_callable(hints[name])
+        for name, each in inspect.signature(kind.__init__).parameters.items()
+        if each.kind is each.KEYWORD_ONLY and name not in kind.needs and get_origin(hints[name]) is not Callable
     }
-
-
-def _is_callable(hint: Any) -> bool:
-    return getattr(hint, "__origin__", None) is getattr(Callable[..., Any], "__origin__", None)

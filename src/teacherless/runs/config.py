@@ -119,9 +119,7 @@ def parse_student(text: str) -> Spec:
 
 def specs(run: Run) -> list[Spec]:
     """One spec per student, `*K` and `--peers` unrolled. Raises: InputError where the two disagree."""
-    each = [
-        spec._replace(copies=1) for text in run.student for spec in [parse_student(text)] for _ in range(spec.copies)
-    ]
+    each = [spec for spec in map(parse_student, run.student) for _ in range(spec.copies)]
     if run.small:
         each = [spec._replace(**shrink.student(spec.name, spec.arguments)) for spec in each]
     if run.split_into and (run.peers or len(each) > 1):

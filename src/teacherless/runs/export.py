@@ -206,7 +206,10 @@ def _write(file: Path, program: Program, images: Tensor, dynamic: bool, work: Pa
     if file.name == WEIGHTS:
         inner = program.net.net if isinstance(program.net, Foreign) else program.net
         save_file(own_state(inner), file, metadata={"format": "pt"})
-        program, file, dynamic = _without_weights(program), work / "skeleton.pt2", True
+        program, file, dynamic = copy.deepcopy(program).float(), work / "skeleton.pt2", True
+        program.in_half = False
+        for tensor in program.state_dict().values():
+            tensor.zero_()  # what it predicts then comes from the weights' file alone
     example = (images[:1].expand(2, *images.shape[1:]).clone() if dynamic else images[:1],)
     shapes: Any = {"images": {0: torch.export.Dim.DYNAMIC}} if dynamic else None
     try:
@@ -220,23 +223,13 @@ def _write(file: Path, program: Program, images: Tensor, dynamic: bool, work: Pa
         raise InputError(f"{type(program.net).__name__}: cannot be exported: {first_line(error)}") from error
 
 
-def _without_weights(program: Program) -> Program:
-    """A copy in float32 in which every tensor of the state is 0: what it predicts then comes from a file alone."""
-    other = copy.deepcopy(program).float()
-    other.in_half = False
-    for tensor in other.state_dict().values():
-        tensor.zero_()
-    return other
-
-
 @contextmanager
 def _quietly() -> Iterator[None]:
     """The exporter's remarks are not about the user's network."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(sys.stderr):
             yield
     finally:
         logging.disable(level)

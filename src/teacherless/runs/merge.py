@@ -12,7 +12,7 @@ from teacherless.errors import InputError, short, unknown
 from teacherless.methods import METHODS
 from teacherless.runs import shrink
 from teacherless.runs.config import Run, as_given, refuse_code
-from teacherless.runs.recipes import Recipe, load
+from teacherless.runs.recipes import load
 from teacherless.training.settings import read
 
 COMPARED = "plain,label-smoothing,dml,one,ddgsd"  # without a word about methods
@@ -40,7 +40,9 @@ def merge(
         values |= row.settings
         if method != row.settings.get("method", method):
             values["set"] = {}  # its options are those of its own method
-        _check_teacher(row, method, given)
+        if row.teacher and method == row.settings["method"] and not given.get("teacher"):
+            first = f"teacherless train --recipe {row.teacher} --out DIR; then give --teacher DIR"
+            raise InputError(f"--teacher: recipe {row.name} reads one, to be trained first: {first}")
     if given.get("small"):
         values = shrink.settings(values)
     if "set" in given:
@@ -81,13 +83,6 @@ def merge_comparison(
     return run, names
 
 
-def _check_teacher(recipe: Recipe, method: str | None, given: Mapping[str, Any]) -> None:
-    """Raises: InputError where the recipe reads a teacher and none is given."""
-    if recipe.teacher and method == recipe.settings["method"] and not given.get("teacher"):
-        first = f"teacherless train --recipe {recipe.teacher} --out DIR; then give --teacher DIR"
-        raise InputError(f"--teacher: recipe {recipe.name} reads one, to be trained first: {first}")
-
-
 def _pairs(texts: Iterable[str]) -> dict[str, str]:
     pairs = {}
     for text in texts:
@@ -101,8 +96,8 @@ def _pairs(texts: Iterable[str]) -> dict[str, str]:
 def command_of(words: Sequence[str], settings: Mapping[str, Any]) -> str:
     """The command line that these settings come from, without what is the default anyway."""
     command = ["teacherless", *words]
-    given = as_given(settings)
-    for key, value in given.items():
+    for key, value in as_given(settings).items():
+        typed = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
         field, flag = Run.model_fields.get(key), "--" + key.replace("_", "-")
         if key == "methods":
             command += [flag, ",".join(value)]
@@ -112,7 +107,7 @@ def command_of(words: Sequence[str], settings: Mapping[str, Any]) -> str:
             command += [flag, str(value)]
         elif key == "equal_compute":
             command += [flag] if value else []
-        elif field and key != "method" and value != _plain(field.default):
+        elif field and key != "method" and typed != field.default:
             command += _flag(flag, value)
     return shlex.join(command)
 
@@ -127,8 +122,3 @@ def _flag(flag: str, value: Any) -> Iterable[str]:
         repeated = flag == "--student"
         return [part for each in value for part in (flag, str(each))] if repeated else [flag, *map(str, value)]
     return [flag, str(value)]
-
-
-def _plain(value: Any) -> Any:
-    """A default as it stands in JSON."""
-    return list(value) if isinstance(value, tuple) else value

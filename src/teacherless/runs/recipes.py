@@ -88,7 +88,12 @@ def load(text: str | Path) -> Recipe:
         values = {key: value for key, value in row.items() if key not in PUBLISHED}
         values["published"] = {key: row[key] for key in PUBLISHED if key in row}
     elif name.endswith(".toml") or Path(text).is_file():
-        values = _read(Path(text))
+        try:
+            values = tomllib.loads(Path(text).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"--recipe: cannot read {name!r}: {error.strerror}") from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"--recipe: {name!r} is not TOML: {error}") from None
     else:
         raise unknown("recipe", name, names())
     settings = {key: value for key, value in values.items() if key not in NO_SETTINGS}
@@ -101,16 +106,6 @@ def load(text: str | Path) -> Recipe:
     about = schemas.check(values, schemas.RECIPE, f"recipe {Path(text).name}")
     published, ours = dict(about.get("published", {})), dict(about.get("ours", {}))
     return Recipe(name, settings, published, ours, about.get("teacher_recipe"))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A recipe file of the user's own. Raises: InputError for one that is missing or not TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--recipe: cannot read {str(path)!r}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"--recipe: {str(path)!r} is not TOML: {error}") from None
 
 
 def shown(values: Mapping[str, Any]) -> str:

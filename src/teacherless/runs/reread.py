@@ -35,8 +35,7 @@ def run(predict: Predict, images: Tensor, sizes: list[int]) -> tuple[dict[str, T
 
 
 def _program(folder: Path, work: Path, prefix: str) -> Predict:
-    program: Predict = torch.export.load(folder / "model.pt2").module()
-    return program
+    return torch.export.load(folder / "model.pt2").module()
 
 
 def _onnx(folder: Path, work: Path, prefix: str) -> Predict:
@@ -59,8 +58,7 @@ def _weights(folder: Path, work: Path, prefix: str) -> Predict:
     program = torch.export.load(work / "skeleton.pt2").module()
     weights = load_file(folder / "model.safetensors")
     program.load_state_dict({f"{prefix}{key}": value for key, value in weights.items()})
-    filled: Predict = program
-    return filled
+    return program
 
 
 LOAD = {"torch": _program, "onnx": _onnx, "safetensors": _weights}

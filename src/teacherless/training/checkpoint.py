@@ -24,7 +24,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from teacherless.errors import InputError, short
-from teacherless.files import disk
+from teacherless.files import bounds, disk
 
 FORMAT = 3
 KEEP = 2
@@ -113,11 +113,11 @@ class _Damaged(Exception):
 
 def _read_one(path: Path) -> State:
     try:
-        lines = [line.split("  ") for line in disk.content(path / "SHA256SUMS").decode().splitlines()]
+        lines = [line.split("  ") for line in bounds.a_file(path / "SHA256SUMS").read_bytes().decode().splitlines()]
         sums = {name: digest for digest, name in lines}
         if sums.keys() != {"tensors.safetensors", "state.json"}:
             raise _Damaged("SHA256SUMS does not list its files")
-        files = {name: disk.content(path / name) for name in sums}
+        files = {name: bounds.a_file(path / name).read_bytes() for name in sums}
     except (OSError, ValueError, TypeError) as error:
         raise _Damaged(getattr(error, "strerror", None) or "SHA256SUMS is not readable") from None
     for name, data in files.items():

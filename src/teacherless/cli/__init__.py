@@ -116,14 +116,7 @@ def train(
 
 
 @app.command(help_epilogue=examples("plan dml --data photos --student resnet18 --peers 3 --epochs 100"))
-def plan(
-    method: Method = None,
-    /,
-    *,
-    flags: AllFlags = Flags(),
-    recipe: Recipe = None,
-    json: Json = False,
-) -> None:
+def plan(method: Method = None, /, *, flags: AllFlags = Flags(), recipe: Recipe = None, json: Json = False) -> None:
     """Say what `train` with the same arguments will cost: a few steps, timed and thrown away."""
     run = merged(method, flags, recipe)
     from teacherless.runs.plan import Plan

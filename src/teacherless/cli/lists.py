@@ -96,10 +96,11 @@ def _show_cards(kind: str, cards: Mapping[str, str], name: str | None, json: boo
     """The first line of each, or the whole of one. Raises: InputError for a name that is none of them."""
     if name is not None and name not in cards:
         raise unknown(kind, name, cards)
+    lines = {key: card.splitlines()[0] for key, card in cards.items()}
     if json:
-        show.as_json({name: cards[name]} if name else {key: card.splitlines()[0] for key, card in cards.items()})
+        show.as_json({name: cards[name]} if name else lines)
     elif name is None:
-        show.names(kind, cards)
+        show.table([kind, "what"], lines.items(), left=2, text="what")
     elif kind == "method":
         show.card(cards[name])
     else:

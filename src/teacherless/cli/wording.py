@@ -7,15 +7,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from cyclopts import CycloptsError, Token
-from cyclopts.exceptions import (
-    CoercionError,
-    MissingArgumentError,
-    RepeatArgumentError,
-    UnknownCommandError,
-    UnknownOptionError,
-    UnusedCliTokensError,
-)
+from cyclopts import CycloptsError, Token, exceptions
 
 from teacherless.errors import InputError, short, unknown
 
@@ -28,24 +20,24 @@ def reworded(error: CycloptsError) -> str:
         return str(error.__cause__)
     words, app = error.unused_tokens or [""], error.app
     command = " ".join(error.command_chain or ("teacherless",))
-    if isinstance(error, UnknownCommandError) and app:
+    if isinstance(error, exceptions.UnknownCommandError) and app:
         return str(unknown("command", words[0], [name for name in app if not name.startswith("-")]))
-    if isinstance(error, UnknownOptionError):
+    if isinstance(error, exceptions.UnknownOptionError):
         flags = [name for argument in error.argument_collection for name in argument.names]
         typed = error.token.keyword or error.token.value
         return str(unknown("flag", typed, flags, listed=f"teacherless {command} --help"))
-    if isinstance(error, UnusedCliTokensError) and app:
+    if isinstance(error, exceptions.UnusedCliTokensError) and app:
         takes = [each.name for each in app.assemble_argument_collection() if each.field_info.is_positional]
         return f"{command}: found {short(words[0])}, a word too many; takes {' '.join([*takes, 'flags'])}"
-    if isinstance(error, RepeatArgumentError):
+    if isinstance(error, exceptions.RepeatArgumentError):
         return f"{error.token.keyword}: found twice; must be given once"
-    if isinstance(error, MissingArgumentError) and error.argument:
+    if isinstance(error, exceptions.MissingArgumentError) and error.argument:
         name = error.keyword or error.argument.name
         what = f"found only {short(error.tokens_so_far[0])}" if error.tokens_so_far else "is missing"
         if name in words and not error.tokens_so_far:
             what = "found no value"
         return f"{name}: {what}; must be {error.argument.parameter.metavar or legal(error.argument.hint)}"
-    if isinstance(error, CoercionError) and error.token and error.argument:
+    if isinstance(error, exceptions.CoercionError) and error.token and error.argument:
         name = error.token.keyword or error.argument.name
         return f"{name}: found {short(error.token.value)}; must be {legal(error.target_type)}"
     return str(error)

@@ -90,18 +90,9 @@ def summary(result: Mapping[str, Any], folder: Path, *, smoke: bool = False) -> 
 
     Of a smoke run (`--small`) the table says so, and nothing is to be shipped.
     """
-    students = dict(result["students"])
-    shown = [key for key in METRICS if any(row.get(f"test_{key}") is not None for row in students.values())]
-    if result["ensemble"]:
-        students["ensemble"] = result["ensemble"]
-    rows = []
-    for name, row in students.items():
-        mark = " *" if name == result["chosen"] else ""
-        size = f"{row['params']:,}" if "params" in row else ""
-        tested = [number(key, row.get(f"test_{key}")) for key in shown]
-        rows.append([result["method"], name + mark, size, number("top1", row["val_top1"]), *tested])
-    columns = ["method", "student", "params", "val top-1 %", *(f"test {METRICS[key]}" for key in shown)]
-    table(columns, rows, left=2, title=SMOKE if smoke else "")
+    tests, rows = networks(result, " *")
+    columns = ["method", "student", "params", "val top-1 %", *tests]
+    table(columns, [[result["method"], *row] for row in rows], left=2, title=SMOKE if smoke else "")
     if smoke:
         print(f"every piece ran: {folder}")
         return
@@ -115,6 +106,19 @@ def summary(result: Mapping[str, Any], folder: Path, *, smoke: bool = False) -> 
         print(f"ship {best} ({top} on test): {folder / 'students' / best}")
     else:
         print("nothing to ship: every student says the same of all images, whatever they show")
+
+
+def networks(result: Mapping[str, Any], ship: str) -> tuple[list[str], list[list[str]]]:
+    """What was measured on test, and a row for each student and the ensemble; `ship` marks the student to ship."""
+    each = result["students"] | ({"ensemble": result["ensemble"]} if result["ensemble"] else {})
+    shown = [key for key in METRICS if any(row.get(f"test_{key}") is not None for row in each.values())]
+    rows = []
+    for name, row in each.items():
+        mark = ship if name == result["chosen"] else ""
+        size = f"{row['params']:,}" if "params" in row else ""
+        tested = [number(key, row.get(f"test_{key}")) for key in shown]
+        rows.append([name + mark, size, number("top1", row["val_top1"]), *tested])
+    return [f"test {METRICS[key]}" for key in shown], rows
 
 
 def doctor(findings: Sequence[Mapping[str, str]]) -> None:
@@ -353,11 +357,6 @@ def recipes(known: Iterable[Recipe]) -> None:
     ]
     table(["recipe", "published", "metric", "what"], rows, left=4, text="what")
     print(f"* {UNCHECKED}")
-
-
-def names(kind: str, cards: Mapping[str, str]) -> None:
-    """A line for each of what there is."""
-    table([kind, "what"], [[name, card.splitlines()[0]] for name, card in cards.items()], left=2, text="what")
 
 
 def card(text: str) -> None:

@@ -117,24 +117,19 @@ def heatmap(
     values: Sequence[Sequence[float | None]],
     text: str,
     most: float,
+    numbers: Sequence[Sequence[float | str | None]] | None = None,
 ) -> None:
-    """A matrix with its numbers, coloured from 0 to `most`; what does not exist is a dash on white."""
+    """A matrix, coloured from 0 to `most`, with its numbers, or others; what does not exist is a dash on white."""
     shown = [[math.nan if v is None else v for v in row] for row in values]
     ax.imshow(shown, cmap="cividis", vmin=0, vmax=most, aspect="auto")
     long = max(map(len, columns), default=0) > 10
     ax.set_xticks(range(len(columns)), columns, rotation=30 if long else 0, ha="right" if long else "center")
     ax.set_yticks(range(len(rows)), rows)
     ax.spines[:].set_visible(False)
-    if text:
-        for y, row in enumerate(shown):
-            for x, v in enumerate(row):
-                known = math.isfinite(v)
-                number(ax, x, y, text.format(v) if known else "–", dark=known and v < most / 2)
-
-
-def number(ax: Axes, x: int, y: int, text: str, *, dark: bool) -> None:
-    """What stands in a cell of a matrix, readable on its colour."""
-    ax.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if dark else BLACK)
+    for y, row in enumerate(numbers or values) if text else ():
+        for x, v in enumerate(row):
+            said, readable = "–" if v is None else text.format(v), "white" if shown[y][x] < most / 2 else BLACK
+            ax.text(x, y, said, ha="center", va="center", fontsize=8, color=readable)
 
 
 def off_diagonal(matrix: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
@@ -149,7 +144,9 @@ def name_rows(ax: Axes, names: Sequence[str]) -> None:
     ax.grid(False, axis="y")
 
 
-def label_bars(ax: Axes, values: Sequence[float], text: str) -> None:
-    """The number at the end of each horizontal bar."""
-    for y, v in enumerate(values):
-        ax.annotate(text.format(v), (v, y), (3, 0), textcoords="offset points", va="center", fontsize=8)
+def bars(ax: Axes, names: Sequence[str], methods: Iterable[str], values: Sequence[float], text: str) -> None:
+    """Horizontal bars in the methods' colours, the first on top, each with its number at its end."""
+    drawn = ax.barh(range(len(names)), values, height=0.6, color=[colour for colour, _ in looks(methods).values()])
+    ax.bar_label(drawn, fmt=text, padding=3, fontsize=8)
+    name_rows(ax, names)
+    ax.set_xlim(0, 1.25 * (max(values) or 1))

@@ -171,7 +171,8 @@ def calibration(groups: Groups, source: Source) -> Iterator[Finding]:
 
 def help_(groups: Groups, source: Source) -> Iterator[Finding]:
     """Does it help, and which classes? Against plain, and DML against KD from a frozen network, seed by seed."""
-    for name, baseline, rivals in (("accuracy", "plain", groups), ("dml-against-kd", "kd", _of("dml", groups))):
+    dml = {label: group for label, group in groups.items() if group[0].run.method == "dml"}
+    for name, baseline, rivals in (("accuracy", "plain", groups), ("dml-against-kd", "kd", dml)):
         base = {s.run.seed: s for s in groups.get(baseline, [])}
         paired = {label: [s for s in group if s.run.seed in base] for label, group in rivals.items()}
         others = {label: group for label, group in paired.items() if group and label != baseline}
@@ -375,10 +376,6 @@ def _cohort(kind: str, runs: Sequence[AnalysedRun], ensemble: float | None) -> a
 def _headline(row: Mapping[str, Any]) -> float:
     tested = headline(row)
     return float(row["val_top1"]) if tested is None else tested
-
-
-def _of(method: str, groups: Groups) -> Groups:
-    return {label: group for label, group in groups.items() if group[0].run.method == method}
 
 
 def _per_class(run: AnalysedRun) -> list[float | None]:

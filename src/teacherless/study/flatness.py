@@ -13,9 +13,9 @@ from torch.func import functional_call
 
 from teacherless import losses
 from teacherless.evaluation.metrics import metrics
+from teacherless.files.disk import finite
 from teacherless.method import Batch
 from teacherless.network import evaluating
-from teacherless.study.tables import finite
 
 Weights = Mapping[str, Tensor]
 Direction = Callable[[Weights, Weights], Weights]  # (weights, standard normal noise) -> the step at scale 1
@@ -95,10 +95,10 @@ def flatness(
     spread = [x.std(0) if draws > 1 else torch.full_like(x[0], math.nan) for x in (loss, top1)]
     return {
         "scale": list(scales),
-        "loss": [finite(v) for v in loss.mean(0).tolist()],
-        "loss_std": [finite(v) for v in spread[0].tolist()],
+        "loss": finite(loss.mean(0).tolist()),
+        "loss_std": finite(spread[0].tolist()),
         "top1": top1.mean(0).tolist(),
-        "top1_std": [finite(v) for v in spread[1].tolist()],
+        "top1_std": finite(spread[1].tolist()),
         "start_loss": start_loss,
         "start_top1": start_top1,
     }

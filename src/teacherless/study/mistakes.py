@@ -10,7 +10,7 @@ from torch import Tensor
 from teacherless.files import disk
 from teacherless.runs.results import Evaluation
 from teacherless.runs.stored import run_folder
-from teacherless.study.drawing import NAMED_CLASSES, heatmap, number, panels, save
+from teacherless.study.drawing import NAMED_CLASSES, heatmap, panels, save
 
 NUMBERED_CLASSES = 20  # of a confusion matrix with its numbers
 
@@ -50,11 +50,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], name: str
     figure, (ax,) = panels(1, 1, width=side + 0.6, height=side, grid=False)
     shares = [[100 * count / max(1, sum(row)) for count in row] for row in counts]
     labels = list(classes) if named else []
-    heatmap(ax, labels, labels, shares, "", 100)
-    if numbers:
-        for y, row in enumerate(counts):
-            for x, count in enumerate(row):
-                number(ax, x, y, str(count or ""), dark=shares[y][x] < 50)
+    heatmap(ax, labels, labels, shares, "{}" if numbers else "", 100, [[n or "" for n in row] for row in counts])
     ax.set(title=f"{name}: images of a class, and what they are taken for", xlabel="taken for", ylabel="class")
     return save(figure, path)
 

@@ -164,8 +164,7 @@ def _epochs(ax: Axes, curves: Mapping[str, Sequence[Curves]], key: str) -> None:
         if not kept:
             continue
         if len(each) > 1:
-            for values in zip(*kept, strict=True):
-                ax.plot(epochs, values, color=colour, lw=0.7, alpha=0.3)
+            ax.plot(epochs, kept, color=colour, lw=0.7, alpha=0.3)
         mean, marker = [sum(values) / len(values) for values in kept], "o" if len(epochs) == 1 else None
         ax.plot(epochs, mean, color=colour, lw=1.8, label=name, marker=marker)
     ax.set(xlabel="epoch")

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from teacherless.study.drawing import (
@@ -19,8 +20,8 @@ from teacherless.study.drawing import (
     MARKERS,
     NAMED_CLASSES,
     PALETTE,
+    bars,
     heatmap,
-    label_bars,
     legend,
     looks,
     name_rows,
@@ -31,24 +32,13 @@ from teacherless.study.drawing import (
 )
 
 if TYPE_CHECKING:
+    from teacherless.study import tables as analysis
     from teacherless.study.flatness import Flatness
-    from teacherless.study.tables import (
-        Bin,
-        ClassGain,
-        Consistency,
-        Gates,
-        Peers,
-        Picture,
-        Posterior,
-        Similarity,
-        Targets,
-        Variance,
-    )
 
 COLOURED_CLASSES = 20
 
 
-def top5(posteriors: Mapping[str, Mapping[str, Posterior]], path: Path) -> list[Path]:
+def top5(posteriors: Mapping[str, Mapping[str, analysis.Posterior]], path: Path) -> list[Path]:
     """Mean posterior of the best-ranked classes, `{"train" or "test": {method: table}}`; the first on its own scale."""
     figure, axes = panels(len(posteriors), 2, width=10, height=0.6 + 2.9 * len(posteriors), ratios=(1, 3))
     for (first, rest), (split, tables) in zip(zip(axes[::2], axes[1::2], strict=True), posteriors.items(), strict=True):
@@ -86,7 +76,7 @@ def flatness(tables: Mapping[str, Flatness], path: Path, *, scale: str) -> list[
     return save(legend(figure, left), path)
 
 
-def agreement(table: Peers, name: str, path: Path) -> list[Path]:
+def agreement(table: analysis.Peers, name: str, path: Path) -> list[Path]:
     """How alike the networks of `name` predict, and whether they err together."""
     n = len(table["names"])
     figure, (left, right) = panels(1, 2, width=4 + 1.5 * n, height=2.1 + 0.65 * n, grid=False)
@@ -100,7 +90,7 @@ def agreement(table: Peers, name: str, path: Path) -> list[Path]:
     return save(figure, path)
 
 
-def similarity(table: Similarity, name: str, path: Path) -> list[Path]:
+def similarity(table: analysis.Similarity, name: str, path: Path) -> list[Path]:
     """How alike the features of the networks of `name` are."""
     n = len(table["names"])
     figure, (ax,) = panels(1, 1, width=2.6 + 0.75 * n, height=1.7 + 0.65 * n, grid=False)
@@ -109,7 +99,7 @@ def similarity(table: Similarity, name: str, path: Path) -> list[Path]:
     return save(figure, path)
 
 
-def reliability(tables: Mapping[str, Sequence[Bin]], path: Path) -> list[Path]:
+def reliability(tables: Mapping[str, Sequence[analysis.Bin]], path: Path) -> list[Path]:
     """Is 90 % sure right 90 % of the time? One diagram per method: accuracy per bin, over the share of samples."""
     columns = min(len(tables), 4)
     rows = math.ceil(len(tables) / columns)
@@ -118,7 +108,7 @@ def reliability(tables: Mapping[str, Sequence[Bin]], path: Path) -> list[Path]:
     for ax, (name, bins) in zip(axes, tables.items(), strict=False):
         n = sum(b["count"] for b in bins) or 1
         seen = [b for b in bins if b["accuracy"] is not None and b["confidence"] is not None]
-        gap = sum(b["count"] / n * abs(_known(b["accuracy"]) - _known(b["confidence"])) for b in seen)
+        gap = sum(b["count"] / n * abs((b["accuracy"] or 0) - (b["confidence"] or 0)) for b in seen)
         centres = [(b["low"] + b["high"]) / 2 for b in bins]
         ax.bar(
             centres, [b["count"] / n for b in bins], width=0.9 / len(bins), color="#DDDDDD", label="share of samples"
@@ -135,7 +125,7 @@ def reliability(tables: Mapping[str, Sequence[Bin]], path: Path) -> list[Path]:
     return save(figure, path)
 
 
-def class_gain(tables: Mapping[str, ClassGain], classes: Sequence[str], path: Path) -> list[Path]:
+def class_gain(tables: Mapping[str, analysis.ClassGain], classes: Sequence[str], path: Path) -> list[Path]:
     """Which classes a method helps: points over plain, classes from most to least helped; `{method: table}`.
 
     Of more classes than can be named only the distribution is drawn: each method's gains in their own order.
@@ -155,9 +145,7 @@ def class_gain(tables: Mapping[str, ClassGain], classes: Sequence[str], path: Pa
         if not named:
             gain = [*sorted((v for v in gain if v is not None), reverse=True)]
         y = [row + shift * named for row in range(len(gain))]
-        ax.plot(
-            [math.nan if v is None else v for v in gain], y, marker, color=colour, ms=4 if named else 2.5, label=name
-        )
+        ax.plot(gain, y, marker, color=colour, ms=4 if named else 2.5, label=name)
         for v, spread, row in zip(gain, std, y, strict=True) if named else ():
             if v is not None and spread is not None:
                 ax.plot((v - spread, v + spread), (row, row), color=colour, lw=0.8)
@@ -172,19 +160,19 @@ def class_gain(tables: Mapping[str, ClassGain], classes: Sequence[str], path: Pa
     return save(legend(figure, ax), path)
 
 
-def feature_map(pictures: Mapping[str, Picture], classes: Sequence[str], path: Path) -> list[Path]:
+def feature_map(pictures: Mapping[str, analysis.Picture], classes: Sequence[str], path: Path) -> list[Path]:
     """Features in the plane, one panel per network, coloured by class; `{network: table}`."""
     columns = min(len(pictures), 3)
     rows = math.ceil(len(pictures) / columns)
     figure, axes = panels(rows, columns, width=1.2 + 3.2 * columns, height=0.4 + 3.2 * rows, grid=False)
     for ax, (name, picture) in zip(axes, pictures.items(), strict=False):
-        rest = [p for p, c in zip(picture["points"], picture["labels"], strict=True) if c >= COLOURED_CLASSES]
-        ax.scatter(*_columns(rest), s=5, color="#DDDDDD", label="other classes" if rest else None, linewidths=0)
+        points, own = np.array(picture["points"]), np.array(picture["labels"])
+        rest = points[own >= COLOURED_CLASSES]
+        ax.scatter(*rest.T, s=5, color="#DDDDDD", label="other classes" if len(rest) else None, linewidths=0)
         for c, label in enumerate(classes[:COLOURED_CLASSES]):
-            mine = [p for p, own in zip(picture["points"], picture["labels"], strict=True) if own == c]
             palette = (*COLOURS, BLACK, GRAY)
             colour, marker = palette[c % len(palette)], MARKERS[c % len(MARKERS)]
-            ax.scatter(*_columns(mine), s=12, color=colour, marker=marker, label=label, alpha=0.8, linewidths=0)
+            ax.scatter(*points[own == c].T, s=12, color=colour, marker=marker, label=label, alpha=0.8, linewidths=0)
         share = picture["explained"]
         names = [f" ({100 * s:.0f} % of the variance)" for s in share] if share else ["", ""]
         across, up = (f"{picture['kind']} {axis}{share}" for axis, share in enumerate(names, 1))
@@ -197,7 +185,7 @@ def feature_map(pictures: Mapping[str, Picture], classes: Sequence[str], path: P
     return save(figure, path)
 
 
-def gates(table: Gates, classes: Sequence[str], path: Path) -> list[Path]:
+def gates(table: analysis.Gates, classes: Sequence[str], path: Path) -> list[Path]:
     """Whom ONE's gate listens to: each branch's weight over the samples, and its mean for each class."""
     m, named = len(table["mean"]), len(classes) <= NAMED_CLASSES
     height = max(3.4, 1.2 + 0.25 * min(len(classes), NAMED_CLASSES))
@@ -220,59 +208,40 @@ def gates(table: Gates, classes: Sequence[str], path: Path) -> list[Path]:
     return save(figure, path)
 
 
-def variance(tables: Mapping[str, Variance], path: Path) -> list[Path]:
+def variance(tables: Mapping[str, analysis.Variance], path: Path) -> list[Path]:
     """How much predictions vary: independent networks, peers, branches; `{name: table}`."""
     figure, (ax,) = panels(1, 1, width=6.5, height=1.3 + 0.45 * len(tables))
     names = [f"{name}, {table['networks']} networks" for name, table in tables.items()]
-    values, look = [table["variance"] for table in tables.values()], looks(tables)
-    ax.barh(range(len(names)), values, height=0.6, color=[colour for colour, _ in look.values()])
-    label_bars(ax, values, "{:.2g}")
-    name_rows(ax, names)
+    bars(ax, names, tables, [table["variance"] for table in tables.values()], "{:.2g}")
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.set(title="variance of the networks' predictions", xlabel="sum over classes, mean over test images")
-    ax.set_xlim(0, 1.2 * max(values))
     return save(figure, path)
 
 
-def consistency(tables: Mapping[str, Consistency], path: Path) -> list[Path]:
+def consistency(tables: Mapping[str, analysis.Consistency], path: Path) -> list[Path]:
     """How differently a network treats two distortions of one image; shorter bars are more consistent."""
     figure, axes = panels(1, 3, width=10, height=1.5 + 0.42 * len(tables))
-    look = looks(tables)
     each: list[tuple[str, str, list[float]]] = [
         ("predictions that differ", "% of images", [100 - t["agreement"] for t in tables.values()]),
         ("posteriors", "KL, mean of both directions, nats", [t["kl"] for t in tables.values()]),
         ("features", "squared distance / that of two images", [t["distance"] or 0.0 for t in tables.values()]),
     ]
     for i, (ax, (title, label, values)) in enumerate(zip(axes, each, strict=True)):
-        ax.barh(range(len(tables)), values, height=0.6, color=[colour for colour, _ in look.values()])
-        label_bars(ax, values, "{:.3g}")
-        name_rows(ax, list(tables) if i == 0 else [""] * len(tables))
+        bars(ax, list(tables) if i == 0 else [""] * len(tables), tables, values, "{:.3g}")
         ax.xaxis.set_major_locator(MaxNLocator(3))
-        ax.set(title=title, xlabel=label, xlim=(0, 1.25 * (max(values) or 1)))
+        ax.set(title=title, xlabel=label)
     return save(figure, path)
 
 
-def dml_targets(table: Targets, path: Path) -> list[Path]:
+def dml_targets(table: analysis.Targets, path: Path) -> list[Path]:
     """DML and DML_e on one cohort: whose target is softer, by how much the losses differ, and that gradients do not."""
     figure, (left, right) = panels(1, 2, width=8.5, height=2.6)
     for ax, names, values in (
         (left, ("one peer (DML)", "mean of the others (DML_e)"), (table["peer_entropy"], table["target_entropy"])),
         (right, ("DML", "DML_e"), (table["loss_dml"], table["loss_dml_e"])),
     ):
-        ax.barh((0, 1), values, height=0.55, color=[colour for colour, _ in looks(("dml", "dml_e")).values()])
-        label_bars(ax, values, "{:.4f}")
-        name_rows(ax, names)
-        ax.set(xlim=(0, 1.25 * max(values)))
+        bars(ax, names, ("dml", "dml_e"), values, "{:.4f}")
     left.set(title="entropy of the targets", xlabel="nats")
     right.set(title="loss: they differ by a constant", xlabel="nats")
     figure.suptitle(f"largest relative difference of the gradients: {table['gradient_difference']:.0e}", fontsize=10)
     return save(figure, path)
-
-
-def _columns(points: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
-    return [p[0] for p in points], [p[1] for p in points]
-
-
-def _known(value: float | None) -> float:
-    assert value is not None
-    return value

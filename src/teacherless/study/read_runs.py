@@ -32,15 +32,8 @@ from teacherless.study.findings import KINDS, AnalysedRun, Finding, Groups, look
 from teacherless.study.outcome import comparable
 from teacherless.training.step import pick_device
 
-NO_MATTER = {
-    "seed",
-    "data_dir",
-    "device",
-    "engine",
-    "workers",
-    "checkpoint_every",
-    "log",
-}  # runs that differ in these are alike
+# Runs that differ in these are alike.
+NO_MATTER = {"seed", "data_dir", "device", "engine", "workers", "checkpoint_every", "log"}
 log = logging.getLogger("teacherless.study.read_runs")
 SAMPLES = 2000  # training images, and test images for features; drawn by hash, the same for every run
 

@@ -127,10 +127,8 @@ def two_way(differences: Images, alpha: float = ALPHA) -> Interval:
     mean, of_seeds, of_images = d.mean(), d.mean(1, keepdims=True), d.mean(0, keepdims=True)
     freedom = np.array([seeds - 1, images - 1, (seeds - 1) * (images - 1)])
     rest = d - of_seeds - of_images + mean
-    squares = (
-        np.array([images * ((of_seeds - mean) ** 2).sum(), seeds * ((of_images - mean) ** 2).sum(), (rest**2).sum()])
-        / freedom
-    )
+    sums = [images * ((of_seeds - mean) ** 2).sum(), seeds * ((of_images - mean) ** 2).sum(), (rest**2).sum()]
+    squares = np.array(sums) / freedom
     signs = max(([1, 1, -1], [1, 0, 0], [0, 1, 0]), key=lambda signs: float(squares @ signs))
     parts = squares * signs
     if not parts.any():
@@ -243,29 +241,21 @@ def _difference(values: Sequence[float], bounds: Interval, p: float, adjusted: f
     mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
     lowest, highest = (seeds_needed(each, alpha=level) for each in std_range(std, len(values)))
     return {
-        "seeds": len(values),
-        "mean": mean,
-        "std": std,
+        **_unknown(values, level),
         "interval": _clip(t_interval(values), bounds),
         "corrected": _clip(t_interval(values, level), bounds),
         "p": p,
         "p_holm": adjusted,
-        "level": level,
         "needed": seeds_needed(std, alpha=level),
         "needed_range": (lowest, highest),
         "sign": "=" if adjusted >= ALPHA else "+" if mean > 0 else "-",
-        "both": None,
-        "sign_both": None,
-        "images": None,
     }
 
 
 def _unknown(values: Sequence[float], level: float) -> Difference:
     """Too few seeds, or the same difference in every seed: a difference is seen, and nothing can be said about it."""
     return {
-        "seeds": len(values),
-        "mean": float(np.mean(values)),
-        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        **summarise(values),
         "interval": None,
         "corrected": None,
         "p": None,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from teacherless import losses
 from teacherless.errors import InputError
 from teacherless.evaluation.metrics import BINS, predicted, which_bin
+from teacherless.files.disk import finite
 
 
 def probabilities(logits: Tensor) -> Tensor:
@@ -69,15 +70,12 @@ def peers(logits: Mapping[str, Tensor], labels: Tensor) -> Peers:
     each = torch.stack([z.double() for z in logits.values()])  # [K, N, C]
     guess = predicted(each)  # [K, N]
     wrong = (guess != labels).double()
-    centred = wrong - wrong.mean(1, keepdim=True)
-    norm = centred.norm(dim=1)
-    correlation = (centred @ centred.T) / (norm[:, None] * norm)  # 0/0 is NaN
     top1 = (100 * (1 - wrong.mean(1))).tolist()
     ensemble = 100 * float((predicted(mean_probability(each)) == labels).double().mean())
     return {
         "names": list(logits),
         "agreement": (100 * (guess[:, None] == guess).double().mean(-1)).tolist(),
-        "error_correlation": [[finite(v) for v in row] for row in correlation.tolist()],
+        "error_correlation": finite(torch.corrcoef(wrong).tolist()),  # NaN where one errs never or always
         "top1": top1,
         "ensemble": ensemble,
         "gain": ensemble - sum(top1) / len(top1),
@@ -116,11 +114,10 @@ def gates(weights: Tensor, labels: Tensor, classes: int) -> Gates:
     """Of gate weights `[N, m]`, each row a distribution, and the samples' labels `[N]`."""
     w = weights.double()
     at = torch.tensor(QUANTILES, dtype=torch.float64, device=w.device)
-    by_class = [w[labels == c].mean(0).tolist() for c in range(classes)]
     return {
         "mean": w.mean(0).tolist(),
         "quantiles": w.quantile(at, dim=0).T.tolist(),
-        "per_class": [[finite(v) for v in row] for row in by_class],
+        "per_class": finite([w[labels == c].mean(0).tolist() for c in range(classes)]),
         "entropy": float(entropy(w).mean()),
     }
 
@@ -229,8 +226,8 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> list[Bin]:
     table: list[Bin] = []
     for i in range(bins):
         inside = where == i
-        means = [finite(float(values[inside].mean())) for values in (confidence, right)]
-        count, (sure, accurate) = int(inside.sum()), means
+        sure, accurate = (finite(float(values[inside].mean())) for values in (confidence, right))
+        count = int(inside.sum())
         table.append(Bin(low=i / bins, high=(i + 1) / bins, count=count, confidence=sure, accuracy=accurate))
     return table
 
@@ -250,13 +247,10 @@ class ClassGain(TypedDict):
 
 def class_gain(method: Sequence[Sequence[float | None]], plain: Sequence[Sequence[float | None]]) -> ClassGain:
     """Of `class_accuracy` of one network per seed, the method's and plain's, paired by seed: `[seeds][C]` each."""
-    ours, theirs = (
-        torch.tensor([[math.nan if v is None else v for v in row] for row in rows], dtype=torch.float64)
-        for rows in (method, plain)
-    )
-    difference = ours - theirs
+    ours, theirs = (np.array(rows, dtype=np.float64) for rows in (method, plain))  # None becomes NaN
+    difference = torch.from_numpy(ours - theirs)
     std = difference.std(0) if len(difference) > 1 else torch.full_like(difference[0], math.nan)
-    return {"gain": [finite(v) for v in difference.mean(0).tolist()], "std": [finite(v) for v in std.tolist()]}
+    return {"gain": finite(difference.mean(0).tolist()), "std": finite(std.tolist())}
 
 
 class Cohort(TypedDict):
@@ -395,11 +389,6 @@ def curves(history: Sequence[Mapping[str, Any]]) -> Curves:
 def _at_least_two(what: str, logits: Tensor) -> None:
     if len(logits) < 2:
         raise InputError(f"{what}: found {len(logits)} network; needs at least 2")
-
-
-def finite(value: float) -> float | None:
-    """None for what is no finite number."""
-    return value if math.isfinite(value) else None
 
 
 def _moments(values: Sequence[float]) -> tuple[float | None, float | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 WIDTH, HEIGHT = 420, 240
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 34  # margins
@@ -67,9 +67,7 @@ class Chart(NamedTuple):
     axis: str = ""
     zero: float | None = None  # where a vertical line stands
     # What the script reads out under the pointer: the epochs' places and numbers, and the values of each series.
-    reads: dict[str, list[float | None]] | None = None
-    places: Sequence[float] = ()
-    epochs: Sequence[int] = ()
+    reads: dict[str, Any] | None = None
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -149,6 +147,7 @@ def lines(title: str, axis: str, every_series: Sequence[Series]) -> Chart:
     for series, colour in coloured:
         for kind, values in (*(("faint", each) for each in series.faint), ("line", series.values)):
             marks += [Mark(kind, part, colour) for part in _parts(values, kept, places, up)]
+    said = {s.name: [_short(s.values[i]) if i < len(s.values) else None for i in kept] for s in every_series}
     x = [v for v in ticks(*across) if v >= 1 and v == int(v)] or [1.0]
     return Chart(
         title,
@@ -158,9 +157,7 @@ def lines(title: str, axis: str, every_series: Sequence[Series]) -> Chart:
         _labelled(ticks(*up), partial(_up, *up)),
         [(series.name, colour) for series, colour in coloured],
         axis,
-        reads={s.name: [_short(s.values[i]) if i < len(s.values) else None for i in kept] for s in every_series},
-        places=places,
-        epochs=[i + 1 for i in kept],
+        reads={"places": places, "epochs": [i + 1 for i in kept], "reads": said},
     )
 
 
@@ -175,31 +172,23 @@ def graph(title: str, nodes: Sequence[str], edges: Sequence[tuple[str, str]], co
     for teacher, learner in edges:
         if teacher == learner:
             x, y = at[learner]
-            around = [
-                (x + 34 * math.sin(a), y - 34 + 26 * math.cos(a))
-                for a in (math.radians(degree) for degree in range(35, 326, 10))
-            ]
-            marks += [Mark("arrow", [_round(*p) for p in around], colour), _head(around[-2], around[-1], colour)]
+            way = [(x + 34 * math.sin(a), y - 34 + 26 * math.cos(a)) for a in map(math.radians, range(35, 326, 10))]
         else:
             (x, y), (u, v) = at[teacher], at[learner]
             far = math.hypot(u - x, v - y)
-            start, end = ((x + (u - x) * t, y + (v - y) * t) for t in (16 / far, 1 - 16 / far))
-            marks += [Mark("arrow", [_round(*start), _round(*end)], colour), _head(start, end, colour)]
+            way = [(x + (u - x) * t, y + (v - y) * t) for t in (16 / far, 1 - 16 / far)]
+        (x, y), (u, v) = way[-2:]
+        angle = math.atan2(v - y, u - x)
+        sides = [(u - 9 * math.cos(angle + s), v - 9 * math.sin(angle + s)) for s in (0.4, -0.4)]
+        marks += [Mark("arrow", _round(way), colour), Mark("head", _round([way[-1], *sides]), colour)]
     for node, (x, y) in at.items():
-        marks.append(Mark("dot", [_round(x, y)], colour, node))
-        marks.append(Mark("middle", [_round(x, y + (22 if y >= middle[1] - 1 else -12))], "var(--ink)", node))
+        marks.append(Mark("dot", _round([(x, y)]), colour, node))
+        marks.append(Mark("middle", _round([(x, y + (22 if y >= middle[1] - 1 else -12))]), "var(--ink)", node))
     return Chart(title, height, marks)
 
 
-def _head(start: tuple[float, float], end: tuple[float, float], colour: str) -> Mark:
-    """The head of an arrow that ends at `end`."""
-    angle = math.atan2(end[1] - start[1], end[0] - start[0])
-    sides = [(end[0] - 9 * math.cos(angle + s), end[1] - 9 * math.sin(angle + s)) for s in (0.4, -0.4)]
-    return Mark("head", [_round(*end), *(_round(*side) for side in sides)], colour)
-
-
-def _round(x: float, y: float) -> tuple[float, float]:
-    return round(x, 1), round(y, 1)
+def _round(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(round(x, 1), round(y, 1)) for x, y in points]
 
 
 def _parts(

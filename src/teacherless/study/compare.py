@@ -79,11 +79,12 @@ def compare(
         swept = choose(*tried, each, out, jobs, quiet=quiet)
         own = {row: {swept["setting"]: tuned["chosen"]} for row, tuned in swept["methods"].items()}
         each = {row: run.model_copy(update=own[row]) for row, run in each.items()}
-    all_seeds = range(template.seed, template.seed + seeds)
-    cells = [_cell(row, run, seed, out) for seed in all_seeds for row, run in each.items()]
-    if equal_compute:
-        more = _equal_compute(each)
-        cells += [_cell(row, run, seed, out) for seed in all_seeds for row, run in more.items()]
+    cells = [
+        Cell(row, run.model_copy(update={"seed": seed}), out / "cells" / f"{row}-s{seed}")
+        for part in (each, _equal_compute(each) if equal_compute else {})
+        for seed in range(template.seed, template.seed + seeds)
+        for row, run in part.items()
+    ]
     results = _run(cells, jobs, quiet)
     dismiss(jobs)
     table = outcome.tabulate(cells, results)
@@ -122,10 +123,9 @@ def _rows(template: Run, names: Sequence[str], sizes: Sequence[int]) -> dict[str
     rows: dict[str, tuple[str, Run]] = {}
     for name in names:
         if sizes and METHODS[name].cohort:
-            each = {f"{name}-{k}-peers": template.model_copy(update={"peers": k}) for k in sizes if k > 1}
+            rows |= {f"{name}-{k}-peers": (name, template.model_copy(update={"peers": k})) for k in sizes if k > 1}
         else:
-            each = {name: template}
-        rows |= {row: (name, run) for row, run in each.items()}
+            rows[name] = name, template
     return rows
 
 
@@ -140,10 +140,6 @@ def _options(template: Run, rows: Sequence[str]) -> dict[str, dict[str, Any]]:
             )
         options[method][name] = value
     return options
-
-
-def _cell(row: str, run: Run, seed: int, out: Path) -> Cell:
-    return Cell(row, run.model_copy(update={"seed": seed}), out / "cells" / f"{row}-s{seed}")
 
 
 def _settings(template: Run, method: str, options: dict[str, Any]) -> Run:

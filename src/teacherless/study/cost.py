@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +21,6 @@ from teacherless.runs.execute import loaders
 
 SAMPLES = 4  # that a step is counted on
 WARM, ROUNDS = 3, 50  # forwards of each network that are not timed, and that are
-
-
-class Latency(NamedTuple):
-    """Milliseconds of a forward: the median, and what 5 and 95 of 100 stay below."""
-
-    ms: float
-    low_ms: float
-    high_ms: float
 
 
 def training_flops(run: Run, source: Source) -> int:
@@ -52,8 +44,11 @@ def training_flops(run: Run, source: Source) -> int:
 
 
 @torch.no_grad()
-def latencies(nets: Mapping[str, tuple[nn.Module, torch.Tensor]], rounds: int = ROUNDS) -> dict[str, Latency]:
-    """What a forward of each network on its image takes: by turns, so that what slows the machine slows them all."""
+def latencies(nets: Mapping[str, tuple[nn.Module, torch.Tensor]], rounds: int = ROUNDS) -> dict[str, Any]:
+    """What a forward of each network on its image takes, in ms: the median, and what 5 and 95 of 100 stay below.
+
+    By turns, so that what slows the machine slows them all.
+    """
     times: dict[str, list[float]] = {name: [] for name in nets}
     with evaluating([net for net, _ in nets.values()]):
         for _ in range(WARM + rounds):
@@ -61,4 +56,5 @@ def latencies(nets: Mapping[str, tuple[nn.Module, torch.Tensor]], rounds: int = 
                 began = time.perf_counter()
                 net(image)
                 times[name].append(1000 * (time.perf_counter() - began))
-    return {name: Latency(*np.percentile(each[WARM:], (50, 5, 95)).tolist()) for name, each in times.items()}
+    spread = {name: np.percentile(each[WARM:], (50, 5, 95)).tolist() for name, each in times.items()}
+    return {name: dict(zip(("ms", "low_ms", "high_ms"), each, strict=True)) for name, each in spread.items()}

@@ -17,7 +17,6 @@ import json
 import math
 import random
 import statistics as stdlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -86,11 +85,10 @@ def relative_costs(results: Results) -> dict[str, float]:
 
 def tabulate(cells: Sequence[Cell], results: Results) -> Table:
     """Everything that follows from the cells' summaries."""
-    done = {(cell.row, cell.run.seed): (cell.run, results[cell.row, cell.run.seed]) for cell in cells}
     rows: dict[str, dict[int, tuple[Run, Table]]] = {cell.row: {} for cell in cells}
-    for (row, seed), (run, summary) in done.items():
-        if "failed" not in summary:
-            rows[row][seed] = run, summary
+    for cell in cells:
+        if "failed" not in (summary := results[cell.row, cell.run.seed]):
+            rows[cell.row][cell.run.seed] = cell.run, summary
     tested = {row: _known({seed: one_network(*cell) for seed, cell in each.items()}) for row, each in rows.items()}
     plain = tested.get("plain", {})
     others = {row: each for row, each in tested.items() if row != "plain" and plain.keys() & each}
@@ -176,9 +174,7 @@ def _summary(values: Mapping[int, float | None]) -> statistics.Summary | None:
 
 def measure(table: Table, cells: Sequence[Cell], source: Source | None) -> None:
     """Add what needs the networks themselves: the price of training and of inference, and plain's ensembles."""
-    first: dict[str, Cell] = {}  # of each row
-    for cell in cells:
-        first.setdefault(cell.row, cell)
+    first = {cell.row: cell for cell in reversed(cells)}
     sizes = _inference(first)
     for row, entry in table["methods"].items():
         entry["train_flops"] = training_flops(first[row].run, source) if source and row in first else None
@@ -226,14 +222,12 @@ def _cohort_sizes(table: Table, cells: Sequence[Cell]) -> list[analysis.CohortRo
             ensemble = headline(done["ensemble"] or {})
             cohorts.append(analysis.Cohort(kind=kind, top1=top1, ensemble=ensemble, entropy=None, train_entropy=last))
     rows = analysis.cohort_size(cohort for cohort in cohorts if cohort["top1"])
-    if all(count < 2 for count in Counter(row["kind"] for row in rows).values()):
+    if len({row["kind"] for row in rows}) == len(rows):
         return []
     one = next((row for row in rows if row["kind"] == "independent"), None)
-    return rows + [
-        one | {"size": several["networks"], "ensemble": several["ensemble"]}
-        for several in table["plain_networks"]
-        if one
-    ]
+    if one:
+        rows += [one | {"size": k["networks"], "ensemble": k["ensemble"]} for k in table["plain_networks"]]
+    return rows
 
 
 def _inference(cells: Mapping[str, Cell]) -> dict[str, Table]:
@@ -247,7 +241,7 @@ def _inference(cells: Mapping[str, Cell]) -> dict[str, Table]:
         net, config = student_of(cell)
         kinds[row] = json.dumps([config[key] for key in ("architecture", "arguments", "channels", "input_size")])
         nets.setdefault(kinds[row], (net, torch.zeros(1, config["channels"], *config["input_size"])))
-    priced = {kind: latency._asdict() for kind, latency in latencies(nets).items()}
+    priced = latencies(nets)
     for kind, (net, image) in nets.items():
         priced[kind] |= {"params": sum(p.numel() for p in net.parameters()), "flops": flops(net, image)}
     return {row: priced[kind] for row, kind in kinds.items()}

@@ -15,15 +15,6 @@ from teacherless.study.charts import Chart
 from teacherless.study.verdicts import Verdict
 
 
-class Finding(NamedTuple):
-    """Of the doctor."""
-
-    who: str
-    finding: str
-    evidence: str
-    advice: str
-
-
 class Table(NamedTuple):
     """Numbers in rows; the first column names them."""
 
@@ -51,7 +42,7 @@ class Page(NamedTuple):
     state: str
     verdicts: list[Verdict]
     notes: list[str]
-    findings: list[Finding]
+    findings: list[dict[str, str]]  # of the doctor: who, and what schemas.Finding has
     picture: list[Chart]
     table: Table
     curves: list[Chart]

@@ -21,7 +21,7 @@ from teacherless.runs.explain import lessons
 from teacherless.runs.merge import command_of
 from teacherless.study import show, verdicts
 from teacherless.study.charts import COLOURS, Chart, Dot, Row, Series, graph, lines, rows, scatter
-from teacherless.study.page import Figure, Finding, Page, Table, figure, render
+from teacherless.study.page import Figure, Page, Table, figure, render
 from teacherless.training.settings import read
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ log = logging.getLogger("teacherless.study.report")
 NAME = "report.html"
 LARGEST = 2_000_000  # bytes of a page; figures that do not fit any more are named instead
 PANELS = {
-    "train/nll": "cross-entropy on training images, nats",
-    "val/nll": "cross-entropy on validation, nats",
-    "train/top1": "top-1 on training images, %",
-    "val/top1": "top-1 on validation, %",
-    "val/entropy": "entropy of predictions on validation, nats",
+    "train_nll": "cross-entropy on training images, nats",
+    "val_nll": "cross-entropy on validation, nats",
+    "train_top1": "top-1 on training images, %",
+    "val_top1": "top-1 on validation, %",
+    "val_entropy": "entropy of predictions on validation, nats",
 }
 NO_MISTAKES = "its most confident mistakes as images come to this page by teacherless evaluate RUN --split val"
 SO_FAR = "settings and command are those of the runs that have begun; the comparison has not ended"
@@ -83,6 +83,10 @@ def _run(folder: Path) -> Page:
     students = list(summary["students"]) if summary else _students(history)
     shown = (folder / "mistakes.json").is_file() or list(folder.glob("evaluation/*/mistakes.svg"))
     name = data.get("name") or "data given from Python"
+    own = {
+        who: [{key: [line.get(f"{key.replace('_', '/')}/{who}") for line in history] for key in PANELS}]
+        for who in _students(history)
+    }
     return Page(
         title=f"{method} on {name}",
         state=f"one run, seed {settings.get('seed')}, {state}",
@@ -90,10 +94,10 @@ def _run(folder: Path) -> Page:
             verdicts.Verdict("FAILED", method, failed["failed"]) if failed else verdicts.of_run(method, summary, data)
         ],
         notes=[*_notes(settings, summary), *([NO_MISTAKES] if summary and not shown else [])],
-        findings=[Finding(method, **one) for one in (summary or {}).get("doctor", [])],
+        findings=[{"who": method, **one} for one in (summary or {}).get("doctor", [])],
         picture=[],
         table=_table_of_run(summary, history),
-        curves=_curves({student: [history] for student in _students(history)}, single=True) + _terms(history),
+        curves=_curves(own, {}) + _terms(history),
         lessons=_lessons(
             {method: (_read(settings), len(students))} if "method" in settings and students else {},
             {method: COLOURS[0]},
@@ -112,14 +116,7 @@ def _table_of_run(summary: Mapping[str, Any] | None, history: Sequence[Mapping[s
         keys = ("train/top1", "train/nll", "val/top1", "val/nll")
         cells = [[name, *(_number(last.get(f"{key}/{name}")) for key in keys)] for name in _students(history)]
         return Table(["student, so far", *keys], cells)
-    networks = summary["students"] | ({"ensemble": summary["ensemble"]} if summary["ensemble"] else {})
-    shown = [key for key in show.METRICS if any(row.get(f"test_{key}") is not None for row in networks.values())]
-    cells = []
-    for name, row in networks.items():
-        ship = " (to ship)" if name == summary["chosen"] else ""
-        tested = [show.number(key, row.get(f"test_{key}")) for key in shown]
-        cells.append([name + ship, _number(row.get("params"), "{:,}"), show.number("top1", row["val_top1"]), *tested])
-    tests = [f"test {show.METRICS[key]}" for key in shown]
+    tests, cells = show.networks(summary, " (to ship)")
     return Table(["student", "parameters", "validation top-1 %", *tests], cells)
 
 
@@ -139,26 +136,29 @@ def _terms(history: Sequence[Mapping[str, Any]]) -> list[Chart]:
 
 
 def _comparison(folder: Path) -> Page:
-    from teacherless.study import outcome, statistics
+    from teacherless.study import outcome, statistics, tables
+    from teacherless.study.cells import Cell
 
-    begun = sorted((cell for path in (folder / "cells").iterdir() if (cell := _cell(path))), key=_order)
+    runs = {path: schemas.stored(path) for path in (folder / "cells").iterdir()}  # None of one that has not begun
+    each = [Cell(path.name.rpartition("-s")[0], _read(run["settings"]), path) for path, run in runs.items() if run]
+    begun = sorted(each, key=_order)
     if not begun:
         raise InputError(f"{folder}: no run of this comparison has begun")
     results = {(cell.row, cell.run.seed): done for cell in begun if (done := cell.done())}
     cells = [cell for cell in begun if (cell.row, cell.run.seed) in results]
     stored = _stored_comparison(folder)
     table = outcome.tabulate(cells, results)
-    for row, each in table["methods"].items():
-        each |= {key: stored.get("methods", {}).get(row, {}).get(key) for key in ("train_flops", "inference", "churn")}
+    for row, entry in table["methods"].items():
+        entry |= {key: stored.get("methods", {}).get(row, {}).get(key) for key in ("train_flops", "inference", "churn")}
     settings = stored.get("settings") or _settings_so_far(begun)
-    about: dict[str, Any] = dict(schemas.stored(begun[0].folder) or {"data": {}})
+    about: dict[str, Any] = dict(runs[begun[0].folder] or {})
     data = about["data"]
     whole = len(results) == len(begun) and stored.get("settings")
     state = f"{len(results)} runs" if whole else f"not finished: {len(results)} runs done, {len(begun)} begun; so far"
-    histories: dict[str, list[Any]] = {}
+    curves: dict[str, list[Any]] = {}
     for cell in begun:
         if (cell.folder / "metrics.jsonl").is_file() and "failed" not in results.get((cell.row, cell.run.seed), {}):
-            histories.setdefault(cell.row, []).append(schemas.lines(cell.folder))
+            curves.setdefault(cell.row, []).append(tables.curves(schemas.lines(cell.folder)))
     notes = [verdicts.MEANING.format(statistics.VISIBLE), *_notes(settings, None), *([] if whole else [SO_FAR])]
     notes.append(f"mean ± std over seeds; {table['caveat']}")
     if data.get("test") and not table["test_images"]:
@@ -174,10 +174,10 @@ def _comparison(folder: Path) -> Page:
         state=state,
         verdicts=verdicts.of_comparison(table),
         notes=notes,
-        findings=[Finding(who, **one) for who, each in doctors.items() for one in each],
+        findings=[{"who": who, **one} for who, each in doctors.items() for one in each],
         picture=_picture(table),
         table=_table(table),
-        curves=_curves(histories, single=False),
+        curves=_curves(curves, _colours(curves)),
         lessons=_lessons(taught, _colours(table["methods"])),
         mistakes=[],
         figures=_figures(folder),
@@ -193,16 +193,6 @@ def _settings_so_far(cells: Sequence[Cell]) -> dict[str, Any]:
     seeds = {cell.run.seed for cell in cells}
     run = cells[0].run.model_dump(mode="json") | {"seed": min(seeds), "peers": None}
     return run | {"seeds": len(seeds), "methods": list(methods)}
-
-
-def _cell(path: Path) -> Cell | None:
-    """A run of a comparison; None of one that has not begun. Code that it names is not imported."""
-    from teacherless.study.cells import Cell
-
-    stored = schemas.stored(path)
-    if stored is None:
-        return None
-    return Cell(path.name.rpartition("-s")[0], _read(stored["settings"]), path)
 
 
 def _order(cell: Cell) -> tuple[int, str, int]:
@@ -222,30 +212,25 @@ def _picture(table: Mapping[str, Any]) -> list[Chart]:
     methods, metric = table["methods"], table["metric"]
     tone = _colours(methods)
     plain = methods.get("plain", {"per_seed": {}})["per_seed"]
+    differences, tested, churn, priced = [], [], [], []
+    for row, each in methods.items():
+        own, colour = each["per_seed"], tone[row]
+        if d := each["difference"]:
+            by_seed = [value - plain[seed] for seed, value in own.items() if seed in plain]
+            differences.append(Row(row, d["mean"], by_seed, d["interval"], d["corrected"], colour))
+        if student := each["student"]:
+            tested.append(Row(row, student["mean"], list(own.values()), None, None, colour))
+        if student and each["cost"]:
+            priced.append(Dot(row, each["cost"], student["mean"], student["std"] or 0.0, colour))
+        if each.get("churn") is not None:
+            churn.append(Row(row, each["churn"], [], None, None, colour))
     charts = []
-    compared = {row: (each, each["difference"]) for row, each in methods.items() if each["difference"]}
-    if compared:
-        differences = []
-        for row, (each, d) in compared.items():
-            by_seed = [value - plain[seed] for seed, value in each["per_seed"].items() if seed in plain]
-            differences.append(Row(row, d["mean"], by_seed, d["interval"], d["corrected"], tone[row]))
+    if differences:
         charts.append(rows(f"difference to plain, points of test {metric}", differences, zero=True))
-    tested = {row: (each, each["student"]) for row, each in methods.items() if each["student"]}
     if tested:
-        each_seed = [
-            Row(row, student["mean"], list(each["per_seed"].values()), None, None, tone[row])
-            for row, (each, student) in tested.items()
-        ]
-        charts.append(rows(f"test {metric} of each seed, and the mean, %", each_seed))
-    churn = {row: each["churn"] for row, each in methods.items() if each.get("churn") is not None}
+        charts.append(rows(f"test {metric} of each seed, and the mean, %", tested))
     if churn:
-        title = "churn: validation images on which two retrained networks disagree, %"
-        charts.append(rows(title, [Row(row, value, [], None, None, tone[row]) for row, value in churn.items()]))
-    priced = [
-        Dot(row, each["cost"], student["mean"], student["std"] or 0.0, tone[row])
-        for row, (each, student) in tested.items()
-        if each["cost"]
-    ]
+        charts.append(rows("churn: validation images on which two retrained networks disagree, %", churn))
     if len(priced) > 1:
         charts.append(scatter(f"test {metric}, %, against training cost, plain = 1", priced))
     return charts
@@ -288,25 +273,18 @@ def _cells(row: Mapping[str, Any], metric: str) -> dict[str, str]:
 # Both -----------------------------------------------------------------------------------------------------------------
 
 
-def _curves(histories: Mapping[str, Sequence[Any]], *, single: bool) -> list[Chart]:
-    """A chart per panel with a line for each name: of a run its students', of a comparison the mean over the seeds."""
-    from teacherless.study.tables import curves
-
-    tone = dict.fromkeys(histories, "") if single else _colours(histories)
-    means = {} if single else {name: [curves(history) for history in runs] for name, runs in histories.items()}
+def _curves(runs: Mapping[str, Sequence[Any]], tone: Mapping[str, str]) -> list[Chart]:
+    """A chart per panel with a line for each name, the mean over its runs: of each what `tables.curves` gives."""
     charts = []
     for key, title in PANELS.items():
         each = []
-        for name, runs in histories.items():
-            if single:
-                values = [[line.get(f"{key}/{name}") for line in history] for history in runs]
-            else:
-                values = [run[key.replace("/", "_")] for run in means[name]]  # type: ignore[literal-required]
+        for name, own in runs.items():
+            values = [run[key] for run in own]
             mean = [
                 sum(known) / len(known) if (known := [v for v in column if v is not None]) else None
                 for column in zip(*values, strict=False)
             ]
-            each.append(Series(name, mean, values if len(values) > 1 else [], tone[name]))
+            each.append(Series(name, mean, values if len(values) > 1 else [], tone.get(name, "")))
         if any(value is not None for series in each for value in series.values):
             charts.append(lines(title, "epoch", each))
     return charts

@@ -67,10 +67,11 @@ def choose(
     results = {}
     for method in runs:
         scores = {value: _score(trials[method, value]) for value in values}
+        lines = [line for value in values for cell in trials[method, value] for line in schemas.lines(cell.folder)]
         results[method] = {
             "tried": {f"{value:g}": score and score[0] for value, score in scores.items()},
             "chosen": max(values, key=lambda value: scores[value] or (-1.0, 0.0)),  # of equal ones the first
-            "seconds": sum(_seconds(cell) for value in values for cell in trials[method, value]),
+            "seconds": sum(line["seconds"] for line in lines),  # also of a trial that diverged
         }
     return {"setting": setting, "seeds": len(SEEDS), "methods": results}
 
@@ -101,11 +102,6 @@ def _score(cells: Sequence[Cell]) -> tuple[float, float] | None:
                 return None
             nll.append(measured)
     return fmean(top1), -fmean(nll)
-
-
-def _seconds(cell: Cell) -> float:
-    """Of training, also of one that diverged."""
-    return sum(float(line["seconds"]) for line in schemas.lines(cell.folder))
 
 
 def _on_validation(cell: Cell, done: Mapping[str, Any]) -> float | None:

@@ -185,13 +185,10 @@ class Progress:
     def _total(self, cell: Cell) -> int:
         """Its epochs in all, as the first run of its row has written down."""
         if cell.row not in self.totals:
-            stored = None
             with contextlib.suppress(InputError):
-                stored = schemas.stored(cell.folder)
-            if stored is None:
-                return cell.run.epochs
-            self.totals[cell.row] = stored.get("epochs", cell.run.epochs)
-        return self.totals[cell.row]
+                if stored := schemas.stored(cell.folder):
+                    self.totals[cell.row] = stored.get("epochs", cell.run.epochs)
+        return self.totals.get(cell.row, cell.run.epochs)
 
 
 def estimate(numbers: Mapping[str, Mapping[int, float]], row: str) -> tuple[str, ...]:

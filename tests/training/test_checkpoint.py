@@ -200,6 +200,22 @@ def test_a_finished_run_stays_finished(tmp_path: Path) -> None:
     assert contents(tmp_path / "a") == before
 
 
+def test_a_run_that_goes_on_elsewhere_says_what_may_round_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Stopped):
+        fit("plain", tmp_path / "a", stop_at=3)
+    run = json.loads((tmp_path / "a" / "run.json").read_text())
+    here = run["threads"]
+    (tmp_path / "a" / "run.json").write_text(json.dumps(run | {"threads": here + 2, "versions": {"torch": "2.7.1"}}))
+    fit("plain", tmp_path / "a", resume=True, quiet=False)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("begun with")]
+    assert said == [
+        f"begun with torch 2.7.1, goes on with {torch.__version__}: the same but for rounding",
+        f"begun with threads {here + 2}, goes on with {here}: the same but for rounding",
+    ]
+
+
 def test_changed_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         fit("plain", tmp_path / "a", stop_at=3)

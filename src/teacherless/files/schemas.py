@@ -152,6 +152,7 @@ class Stored(TypedDict):
     data: Data
     engine: Literal["loop", "threads", "graph"]
     amp: dict[str, Any] | None
+    versions: NotRequired[dict[str, Any]]
     ranks: NotRequired[Mesh | None]
     epochs: NotRequired[int]  # of all phases
     teacher: NotRequired[str | None]  # the hash of its weights

@@ -120,7 +120,7 @@ def _training(folder: Path, summary: Mapping[str, Any]) -> Iterator[str]:
     images = ", ".join(f"{data[part]} {part}" for part in ("train", "val", "test") if data.get(part))
     about = {"method": summary["method"], "data": f"{summary['data']}: {images} images", "fingerprint of the data":
              data.get("fingerprint"), "seed": summary["seed"], "epochs": summary["epochs"],
-             **{f"version of {key}": value for key, value in stored.get("versions", {}).items()}}  # type: ignore[attr-defined]  # fmt: skip
+             **{f"version of {key}": value for key, value in stored.get("versions", {}).items()}}  # fmt: skip
     yield "## How it was trained\n\n| | |\n|---|---|"
     yield from (f"| {key} | {value} |" for key, value in about.items() if value is not None)
     if "method" in settings:

@@ -69,6 +69,14 @@ def _settings(run: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def elsewhere(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What may round otherwise than where a run began, a line each. Runs from before do not say all of it."""
+    for what in ("torch", "device", "threads"):
+        was, here = (run.get("versions", {}).get(what) or run.get(what) for run in (before, now))
+        if was and was != here:
+            yield f"begun with {what} {was}, goes on with {here}: the same but for rounding"
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder; the system lets go when the process ends, however it ends.

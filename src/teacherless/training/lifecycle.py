@@ -209,6 +209,8 @@ def _resume(training: Training, out: Path, now: dict[str, Any], about: About, an
             for each in (before.get("ranks"), now["ranks"])
         )
         training.say(f"begun by {was}, goes on by {wanted} (peer x data): the same but for rounding")
+    for line in folder.elsewhere(before, now) if before else ():
+        training.say(line)
     if (path := _take_up(training, out)) is None:
         training.say(f"{out} has no checkpoint yet: starting from the beginning")
         return None

@@ -69,6 +69,25 @@ def test_a_folder_alone(tmp_path: Path) -> None:
     assert '["ant", "b|ee", "line\\nbreak"]' in found and "How it was trained" not in found
 
 
+@pytest.mark.parametrize("part", ["classes", "input_size", "channels", "mean", "std"])
+def test_what_a_config_has_lost_is_not_told(run: Path, part: str) -> None:
+    config = json.loads((run / "students" / "peer0" / CONFIG).read_text())
+    assert "Images are " in card.text(run, "peer0", config)
+    del config[part]
+    assert "Images are " not in card.text(run, "peer0", config)
+
+
+def test_what_a_summary_has_lost_is_unknown(run: Path) -> None:
+    config, summary = (json.loads((run / name).read_text()) for name in (f"students/peer0/{CONFIG}", "summary.json"))
+    kept = {key: value for key, value in summary.items() if key not in ("seed", "data")}
+    (run / "summary.json").write_text(json.dumps(kept))
+    try:
+        told = card.text(run, "peer0", config)
+    finally:
+        (run / "summary.json").write_text(json.dumps(summary))
+    assert "of seed unknown." in told and "on unknown data" in told
+
+
 @pytest.mark.parametrize(
     ("name", "channels", "side", "arguments"),
     [("resnet10t", 1, 32, {}), ("test_vit", 3, 160, {}), ("test_vit", 1, 96, {"img_size": 96, "drop_path_rate": 0.1})],

@@ -177,6 +177,8 @@ class Summary(TypedDict):
     """summary.json: what a finished run's networks are worth."""
 
     method: str
+    data: NotRequired[str | None]
+    seed: NotRequired[int]
     epochs: int
     steps: NotRequired[int]
     students: Annotated[dict[str, Row], Field(min_length=1)]

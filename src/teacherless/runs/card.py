@@ -47,7 +47,7 @@ def text(folder: Path | None, name: str, config: Mapping[str, Any]) -> str:
             "pipeline_tag: image-classification", "tags: [teacherless]", "---", ""]  # fmt: skip
     if folder is None or summary is None:
         return "\n".join([*head, f"# {what}", "", *_use(config)])
-    title = f"# {what}, trained by {summary['method']} on {summary['data']}"
+    title = f"# {what}, trained by {summary['method']} on {summary.get('data') or 'unknown data'}"
     return "\n".join([*head, title, "", *_which(name, summary), *_use(config), *_worth(folder, name, summary),
                       *_training(folder, summary)])  # fmt: skip
 
@@ -66,7 +66,7 @@ def _use(config: Mapping[str, Any]) -> Iterator[str]:
     kind = "timm" if "pretrained_cfg" in config else "ours"
     kind = how["format"] if how.get("format") in ("torch", "onnx") else kind
     yield f"## Use\n\n```python\n{USE[kind]}\n```\n"
-    if "classes" not in config:
+    if not {*schemas.OF_DATA} <= {*config, "fit"}:  # trained from Python, or a part is lost
         return
     height, width = config["input_size"]
     colours = "gray" if config["channels"] == 1 else "RGB"
@@ -90,7 +90,7 @@ def _worth(folder: Path, name: str, summary: Mapping[str, Any]) -> Iterator[str]
     if row.get("val_top1") is not None:
         yield f"| validation: top-1 % | {row['val_top1']:.2f} |"
     yield from (f"| test: {label} | {value:.2f} |" for label, value in tested.items())
-    yield f"\nOne run, of seed {summary['seed']}."
+    yield f"\nOne run, of seed {summary.get('seed', 'unknown')}."
     if compared := _compared(folder):
         yield compared
     yield ""
@@ -118,8 +118,8 @@ def _training(folder: Path, summary: Mapping[str, Any]) -> Iterator[str]:
     data: dict[str, Any] = dict(stored["data"])
     settings = stored["settings"]
     images = ", ".join(f"{data[part]} {part}" for part in ("train", "val", "test") if data.get(part))
-    about = {"method": summary["method"], "data": f"{summary['data']}: {images} images", "fingerprint of the data":
-             data.get("fingerprint"), "seed": summary["seed"], "epochs": summary["epochs"],
+    about = {"method": summary["method"], "data": f"{summary.get('data')}: {images} images", "fingerprint of the data":
+             data.get("fingerprint"), "seed": summary.get("seed"), "epochs": summary["epochs"],
              **{f"version of {key}": value for key, value in stored.get("versions", {}).items()}}  # fmt: skip
     yield "## How it was trained\n\n| | |\n|---|---|"
     yield from (f"| {key} | {value} |" for key, value in about.items() if value is not None)

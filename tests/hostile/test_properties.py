@@ -34,7 +34,7 @@ COMMON: dict[str, Any] = {"deadline": 10_000, "database": None, "suppress_health
 settings.register_profile("short", max_examples=600, derandomize=True, **COMMON)  # a minute; the same ones every time
 settings.register_profile("long", max_examples=10_000, **COMMON)
 PROFILES = [pytest.param("short", marks=pytest.mark.slow), pytest.param("long", marks=pytest.mark.exhaustive)]
-LITTLE = 100_000_000  # bytes more than the process had before
+LITTLE = 100_000_000  # bytes that one value may take
 
 # What files say ------------------------------------------------------------------------------------------------------
 
@@ -163,10 +163,10 @@ LIKELY: dict[str, st.SearchStrategy[bytes]] = {
 
 
 def look_for(strategy: st.SearchStrategy[Any], profile: str, check: Callable[[Any], object]) -> None:
-    """Everything a strategy makes passes, each within 10 seconds, all together within the memory."""
+    """Everything a strategy makes passes, each within 10 seconds and the memory."""
 
     find(st.text(), bool)  # hypothesis asks once what each character is, and takes 200 MB for it
-    grown = 0  # while ours ran: what hypothesis remembers of ten thousand values is more
+    grown = 0  # at most, while ours ran once: what hypothesis remembers of ten thousand values is more
 
     @settings(settings.get_profile(profile))
     @given(strategy)
@@ -174,7 +174,7 @@ def look_for(strategy: st.SearchStrategy[Any], profile: str, check: Callable[[An
         nonlocal grown
         before = peak()
         check(value)
-        grown += peak() - before
+        grown = max(grown, peak() - before)
 
     found()
     if sys.platform == "linux":  # elsewhere in other units

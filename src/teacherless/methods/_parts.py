@@ -36,7 +36,7 @@ def newest(decay: float, steps: int | Tensor) -> Tensor:
 
 
 def still(net: Net) -> Net:
-    """A copy that does not learn. A submodule, unlike `Frozen`: its weights are of the state that goes on."""
+    """A copy that does not learn; as a submodule its weights are of the state that goes on."""
     with torch.no_grad():  # a scripted module's copy would have a gradient, and it has no requires_grad_
         other = copy.deepcopy(net)
     for parameter in other.parameters():

@@ -124,7 +124,8 @@ def options(architecture: str) -> dict[str, inspect.Parameter]:
     if architecture not in MODELS:
         raise unknown("model", architecture, MODELS)
     constructor = MODELS[architecture]
-    fixed = {"num_classes", "in_channels", *getattr(constructor, "keywords", {})} - {"width"}
+    named = getattr(constructor, "keywords", {}).keys() - {"width"}  # a width in the name is a default
+    fixed = {"num_classes", "in_channels", *named}
     signature = inspect.signature(constructor, eval_str=True)
     return {name: parameter for name, parameter in signature.parameters.items() if name not in fixed}
 

@@ -47,9 +47,13 @@ def text(folder: Path | None, name: str, config: Mapping[str, Any]) -> str:
             "pipeline_tag: image-classification", "tags: [teacherless]", "---", ""]  # fmt: skip
     if folder is None or summary is None:
         return "\n".join([*head, f"# {what}", "", *_use(config)])
-    title = f"# {what}, trained by {summary['method']} on {summary.get('data') or 'unknown data'}"
+    title = f"# {what}, trained by {summary['method']} on {_data(summary)}"
     return "\n".join([*head, title, "", *_which(name, summary), *_use(config), *_worth(folder, name, summary),
                       *_training(folder, summary)])  # fmt: skip
+
+
+def _data(summary: Mapping[str, Any]) -> str:
+    return summary.get("data") or "unknown data"
 
 
 def _which(name: str, summary: Mapping[str, Any]) -> Iterator[str]:
@@ -118,7 +122,7 @@ def _training(folder: Path, summary: Mapping[str, Any]) -> Iterator[str]:
     data: dict[str, Any] = dict(stored["data"])
     settings = stored["settings"]
     images = ", ".join(f"{data[part]} {part}" for part in ("train", "val", "test") if data.get(part))
-    about = {"method": summary["method"], "data": f"{summary.get('data')}: {images} images", "fingerprint of the data":
+    about = {"method": summary["method"], "data": f"{_data(summary)}: {images} images", "fingerprint of the data":
              data.get("fingerprint"), "seed": summary.get("seed"), "epochs": summary["epochs"],
              **{f"version of {key}": value for key, value in stored.get("versions", {}).items()}}  # fmt: skip
     yield "## How it was trained\n\n| | |\n|---|---|"
